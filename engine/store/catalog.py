@@ -1,0 +1,180 @@
+"""What a store says of itself: its job, manifests, positions. Read through any function that answers SQL."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Final, TypeAlias
+
+import pyarrow as pa
+from millstream.engine.element import BarrierKind, Epoch, Generation
+from millstream.engine.errors import StoreCorrupt, StoreError
+from millstream.engine.sink import Committable
+from millstream.engine.store.columns import literal
+from millstream.engine.store.encoding import (
+    Body,
+    TableKey,
+    Written,
+    checksum,
+    latest_positions,
+    read_position,
+    unpack_body,
+)
+from millstream.engine.store.schema import FORMAT, operators_from_rows
+from millstream.engine.store.types import Manifest, OperatorState, SplitPosition
+
+Query: TypeAlias = Callable[[str], pa.Table]
+"""Answers one SELECT."""
+
+_SPLIT: Final = "epoch, source, split, info, position, max_time, finished"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One epoch as the store keeps it."""
+
+    manifest: Manifest
+    body: Body
+
+
+@dataclass(slots=True)
+class Catalog:
+    """What is kept in memory of a store: small, and equal to what is on disk after every commit.
+
+    Attributes:
+        entries: every epoch that can be restored, in ascending order.
+        operators: by generation, those of its job.
+        splits: (source id, split id) of every split that has a position.
+        position_rows: rows in the table ``positions``, superseded ones included.
+        drops: per ROWS table the oldest epoch whose dropped buckets are still on disk.
+    """
+
+    job_id: str
+    generation: Generation
+    entries: dict[Epoch, Entry] = field(default_factory=dict)
+    operators: dict[int, dict[str, OperatorState]] = field(default_factory=dict)
+    splits: set[tuple[str, str]] = field(default_factory=set)
+    position_rows: int = 0
+    drops: dict[TableKey, int] = field(default_factory=dict)
+
+    @property
+    def last(self) -> Manifest | None:
+        """The newest committed epoch."""
+        return next(reversed(self.entries.values())).manifest if self.entries else None
+
+    def entry(self, epoch: Epoch) -> Entry:
+        """Return an epoch that can be restored.
+
+        Raises:
+            StoreError: it never was, or has been pruned.
+        """
+        if epoch not in self.entries:
+            have = ", ".join(map(str, self.entries)) or "none"
+            raise StoreError(f"epoch {epoch} is not in the store: restorable epochs are {have}")
+        return self.entries[epoch]
+
+
+def load_catalog(query: Query) -> Catalog:
+    """Read a store's catalog.
+
+    Raises:
+        StoreError: it was written by another version of Millstream.
+        StoreCorrupt: a manifest is damaged.
+    """
+    jobs = query("SELECT format, job_id FROM job").to_pylist()
+    if len(jobs) != 1 or jobs[0]["format"] != FORMAT:
+        raise StoreError(
+            f"the store has format {[job['format'] for job in jobs]}, this version of Millstream reads {FORMAT}: "
+            f"run the job with the version that wrote it, or give it a new store"
+        )
+    generation = query("SELECT coalesce(max(generation), 0) AS newest FROM generations").to_pylist()[0]["newest"]
+    catalog = Catalog(jobs[0]["job_id"], Generation(generation))
+    catalog.operators = operators_from_rows(query("SELECT * FROM operators ORDER BY rowid").to_pylist())
+    rows = query("SELECT * REPLACE (epoch_us(committed_at) AS committed_at) FROM manifest ORDER BY epoch")
+    for row in rows.to_pylist():
+        catalog.entries[row["epoch"]] = _entry(row, catalog.operators)
+    splits = query("SELECT source, split, count(*) AS n FROM positions GROUP BY ALL").to_pylist()
+    catalog.position_rows = sum(row["n"] for row in splits)
+    catalog.splits = {(row["source"], row["split"]) for row in splits}
+    catalog.splits |= {(p.source_id, p.split.id) for e in catalog.entries.values() for p in e.body.positions}
+    catalog.drops = pending_drops(query)
+    return catalog
+
+
+def pending_drops(query: Query) -> dict[TableKey, int]:
+    """Return per ROWS table the oldest epoch whose dropped buckets are still on disk."""
+    rows = query("SELECT operator, state_table, min(epoch) AS oldest FROM dropped GROUP BY ALL").to_pylist()
+    return {(row["operator"], row["state_table"]): row["oldest"] for row in rows}
+
+
+def _entry(row: Mapping[str, object], operators: Mapping[int, Mapping[str, OperatorState]]) -> Entry:
+    epoch, data = row["epoch"], row["body"]
+    assert isinstance(epoch, int)
+    assert isinstance(data, bytes)
+    if checksum(data) != row["checksum"]:
+        raise StoreCorrupt(f"the manifest of epoch {epoch} does not match its checksum: restore the store")
+    body = unpack_body(data, Epoch(epoch))
+    generation, committed_at = row["generation"], row["committed_at"]
+    assert isinstance(generation, int)
+    assert isinstance(committed_at, int)
+    manifest = Manifest(
+        epoch=Epoch(epoch),
+        generation=Generation(generation),
+        kind=BarrierKind(row["kind"]),
+        committed_at=committed_at,
+        tables=body.tables,
+        watermarks=body.watermarks,
+        operators=operators.get(generation, {}),
+    )
+    return Entry(manifest, body)
+
+
+def count_positions(query: Query) -> int:
+    """Return how many rows ``positions`` has."""
+    return int(query("SELECT count(*) AS n FROM positions").to_pylist()[0]["n"])
+
+
+def positions_at(query: Query, catalog: Catalog, epoch: Epoch) -> list[SplitPosition]:
+    """Return the latest position of every split at an epoch, by source and split.
+
+    Raises:
+        StoreCorrupt: some are missing.
+    """
+    entry = catalog.entry(epoch)
+    rows = query(f"SELECT {_SPLIT} FROM positions WHERE epoch <= {int(epoch)}").to_pylist()  # noqa: S608
+    found = [(row.pop("epoch"), read_position(**row)) for row in rows]
+    found += [(e, p) for e, other in catalog.entries.items() if e <= epoch for p in other.body.positions]
+    positions = latest_positions(found)
+    if len(positions) != entry.body.splits:
+        raise StoreCorrupt(
+            f"epoch {epoch} has positions of {entry.body.splits} splits, but {len(positions)} were found: restore "
+            f"the store from a backup"
+        )
+    return positions
+
+
+def committables_of(catalog: Catalog, epoch: Epoch) -> dict[str, list[Committable]]:
+    """Return what the sinks handed over at an epoch, by sink id, in order."""
+    by_sink: dict[str, list[Committable]] = {}
+    for sink, committable in catalog.entry(epoch).body.committables:
+        by_sink.setdefault(sink, []).append(committable)
+    return by_sink
+
+
+def written_to(query: Query, catalog: Catalog, key: TableKey, epoch: Epoch) -> list[Written]:
+    """Return what was written to one state table up to an epoch, as far as it is still kept."""
+    rows = query(
+        f"SELECT epoch, bucket, rows, digest FROM written WHERE operator = {literal(key[0])} "  # noqa: S608
+        f"AND state_table = {literal(key[1])} AND epoch <= {int(epoch)}"
+    ).to_pylist()
+    kept = [Written(row["epoch"], key, row["bucket"], row["rows"], row["digest"]) for row in rows]
+    for at, entry in catalog.entries.items():
+        if at <= epoch:
+            kept += [w for w in entry.body.written if w.table == key]
+    return kept
+
+
+def dead_letters_since(query: Query, since: int, limit: int | None) -> pa.Table:
+    """Return dead letters of epochs from ``since`` on, oldest first."""
+    upto = "" if limit is None else f" LIMIT {int(limit)}"
+    return query(f"SELECT * FROM dead_letters WHERE epoch >= {int(since)} ORDER BY epoch, rowid{upto}")  # noqa: S608

@@ -1,0 +1,387 @@
+"""The checkpoint store: one DuckDB file, one writer, one transaction per epoch."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Final, TypeVar
+
+import duckdb
+import pyarrow as pa
+from millstream.engine.element import Epoch, Generation
+from millstream.engine.errors import InternalError, StoreCorrupt, StoreError
+from millstream.engine.failpoints import hit
+from millstream.engine.logs import log
+from millstream.engine.sink import Committable
+from millstream.engine.state import StateKind, StateTable
+from millstream.engine.store.catalog import (
+    Catalog,
+    Query,
+    committables_of,
+    count_positions,
+    dead_letters_since,
+    load_catalog,
+    pending_drops,
+    positions_at,
+    written_to,
+)
+from millstream.engine.store.commit import Prepared, prepare, write
+from millstream.engine.store.encoding import TableKey
+from millstream.engine.store.gather import FullFrom, starting_full_from
+from millstream.engine.store.generation import declare_generation
+from millstream.engine.store.instance import Instance, explain
+from millstream.engine.store.lock import StoreLock
+from millstream.engine.store.pruning import execute_pruning, plan_pruning
+from millstream.engine.store.query import answer
+from millstream.engine.store.restoring import restore_keyed, restore_rows
+from millstream.engine.store.schema import CREATE, FORMAT
+from millstream.engine.store.types import CheckpointData, Manifest, OperatorState, SplitPosition, StoreFacts
+from millstream.engine.store.witness import Witness, read_witness, sync_folder
+
+_T = TypeVar("_T")
+
+
+_FOLD_LOG_BYTES: Final = 16 * 1024 * 1024
+"""Beyond this size the write-ahead log is folded into the file: opening replays about 300 MB of it a second."""
+
+_FOLD_DELETED_ROWS: Final = 200_000
+"""So many deleted rows are worth a fold: only that gives their space back."""
+
+
+class CheckpointStore:
+    """Everything a job must not forget. All methods but ``cursor`` and ``query`` belong to one thread.
+
+    Attributes:
+        path: the DuckDB file. Nothing else in this process may open it: closing it would drop DuckDB's lock.
+        job_id: made once, when the store was.
+
+    >>> import tempfile
+    >>> store = CheckpointStore.open(Path(tempfile.mkdtemp()) / "job.duckdb")
+    >>> generation = store.begin_generation([])
+    >>> store.commit(CheckpointData(Epoch(1), generation)).epoch
+    1
+    >>> store.close()
+    """
+
+    def __init__(self, path: Path, lock: StoreLock, instance: Instance, catalog: Catalog, witness: Witness) -> None:
+        self.path = path
+        self.job_id = catalog.job_id
+        self._lock = lock
+        self._instance = instance
+        self._catalog = catalog
+        self._witness = witness
+        self._full_from: dict[TableKey, FullFrom] = {}
+        self._tables: dict[TableKey, StateTable] = {}
+        self._began: Generation | None = None
+        self._cuts: dict[TableKey, int | None] = {}
+        self._deleted_rows = 0
+        self._dead = ""
+
+    @classmethod
+    def open(cls, path: Path) -> CheckpointStore:
+        """Lock and open a store; create it if it is not there.
+
+        Raises:
+            StoreLocked: another process has it.
+            StoreCorrupt: it is damaged, or older than its witness says.
+            StoreError: it cannot be read or written.
+        """
+        path = Path(path).absolute()
+        with contextlib.ExitStack() as undo:
+            _make_folder(path)
+            lock = StoreLock.exclusive(path)
+            undo.callback(lock.release)
+            if not path.exists() and read_witness(path, None) is not None:
+                raise StoreCorrupt(
+                    f"{path} is gone, but the witness beside it says that it had checkpoints. Put it back; to start "
+                    f"over on purpose, remove {path.name}.witness"
+                )
+            instance = Instance(path)
+            undo.callback(instance.close)
+            try:
+                _create_tables(instance, path)
+                catalog = load_catalog(_query(instance))
+            except duckdb.Error as error:
+                raise explain(error, path, "read the store") from error
+            witness = Witness(path, catalog.job_id)
+            undo.callback(witness.close)
+            _compare(path, catalog, witness)
+            undo.pop_all()
+        return cls(path, lock, instance, catalog, witness)
+
+    def facts(self) -> StoreFacts:
+        """What recovery reads before it decides."""
+        return StoreFacts(self.job_id, self._catalog.last, self._witness.epoch, self._catalog.generation)
+
+    def begin_generation(self, operators: Sequence[OperatorState]) -> Generation:
+        """Write down that the job starts with these operators; make their state tables and views.
+
+        Raises:
+            StateMismatch: the last checkpoint's state does not fit them.
+            StoreError: it could not be written.
+        """
+        generation = Generation(self._catalog.generation + 1)
+        with self._transaction("begin a generation") as connection:
+            declare_generation(connection, self._catalog, generation, operators)
+        self._catalog = self._reading(load_catalog)
+        # DuckDB has had bugs in replaying DDL: let there be none in the log while the job runs.
+        self._fold_log()
+        last = self._catalog.last
+        restored = {key: table.full_from for key, table in last.tables.items()} if last else {}
+        self._full_from = starting_full_from(operators, restored)
+        self._tables = {(o.id, t.name): t for o in operators for t in o.tables}
+        self._began = generation
+        return generation
+
+    def commit(self, data: CheckpointData) -> Manifest:
+        """Make an epoch durable, all of it or nothing.
+
+        Raises:
+            StoreError: it was not committed, for certain; or, if the message says that nobody knows, this store
+                object refuses everything from then on and the job must open the store anew.
+            InternalError: the data contradict what was declared.
+        """
+        prepared = self._prepare(data)
+        hit("store.begin")
+        try:
+            with self._transaction(f"commit epoch {data.epoch}") as connection:
+                write(connection, data, prepared)
+        except StoreError:
+            # What is on disk decides, whatever the error was.
+            if self._dead or data.epoch not in self._catalog.entries:
+                raise
+            log.warning("store.commit.outcome_was_unclear", epoch=data.epoch, committed=True)
+        self._remember(prepared)
+        hit("store.after_commit")
+        hit("store.witness")
+        self._acknowledge(data.epoch)
+        return prepared.entry.manifest
+
+    def _prepare(self, data: CheckpointData) -> Prepared:
+        last = self._catalog.last
+        if data.generation != self._began:
+            raise InternalError(f"epoch {data.epoch} is of generation {data.generation}, not {self._began}")
+        if last is not None and data.epoch <= last.epoch:
+            raise InternalError(f"epoch {data.epoch} cannot follow epoch {last.epoch}")
+        return prepare(data, self._catalog, self._tables, self._full_from, time.time_ns() // 1_000)
+
+    def _remember(self, prepared: Prepared) -> None:
+        epoch = prepared.entry.manifest.epoch
+        self._catalog.entries[epoch] = prepared.entry
+        self._catalog.splits |= prepared.new_splits
+        self._catalog.position_rows += len(prepared.many_positions)
+        for gathered in prepared.gathered:
+            if gathered.dropped:
+                self._catalog.drops.setdefault(gathered.key, epoch)
+        self._full_from = prepared.full_from
+
+    def _acknowledge(self, epoch: Epoch) -> None:
+        try:
+            self._witness.acknowledge(epoch)
+        except OSError as error:
+            # The epoch is committed; only the second opinion lags behind until the next one.
+            log.warning("store.witness.not_written", epoch=epoch, error=str(error))
+
+    def manifests(self) -> list[Manifest]:
+        """Every epoch that can be restored, oldest first."""
+        return [entry.manifest for entry in self._catalog.entries.values()]
+
+    def positions(self, epoch: Epoch) -> list[SplitPosition]:
+        """The position of every split at an epoch.
+
+        Raises:
+            StoreError: the epoch is not in the store.
+            StoreCorrupt: positions are missing.
+        """
+        return self._reading(lambda query: positions_at(query, self._catalog, epoch))
+
+    def committables(self, epoch: Epoch) -> dict[str, list[Committable]]:
+        """What the sinks handed over at exactly this epoch, by sink id."""
+        return committables_of(self._catalog, epoch)
+
+    def dead_letters(self, since: int = 0, limit: int | None = None) -> pa.Table:
+        """Dead letters of epochs from ``since`` on, oldest first: epoch, source, split, position, error, raw."""
+        return self._reading(lambda query: dead_letters_since(query, since, limit))
+
+    def restore_rows(self, operator_id: str, table: StateTable, epoch: Epoch) -> Iterator[pa.RecordBatch]:
+        """Yield the rows of one state table at an epoch, in the order they were written.
+
+        KEYED: ``table.schema`` plus ``deleted``, the last row of a key wins. ROWS: ``table.schema``, without dropped
+        buckets. Read it to the end: the last step is what notices that rows are missing.
+
+        Raises:
+            StoreCorrupt: the rows are not those that were written; names the table and the epoch.
+        """
+        key = (operator_id, table.name)
+        manifest = self._catalog.entry(epoch).manifest
+        if key not in manifest.tables:
+            return
+        written = self._reading(lambda query: written_to(query, self._catalog, key, epoch))
+        cursor = self.cursor()
+        try:
+            if table.kind is StateKind.KEYED:
+                oldest = Epoch(manifest.tables[key].full_from)
+                yield from restore_keyed(cursor, key, table, (oldest, epoch), written)
+            else:
+                yield from restore_rows(cursor, key, table, epoch, written)
+        except duckdb.Error as error:
+            raise explain(error, self.path, f"read state {table.name!r} of operator {operator_id}") from error
+        finally:
+            cursor.close()
+
+    def prune(self) -> None:
+        """Remove what no restorable epoch needs. Does nothing most of the time; call it after a commit.
+
+        Raises:
+            StoreError: it could not be done; nothing that is needed was removed.
+        """
+        plan = plan_pruning(self._catalog, self._cuts)
+        if plan is None:
+            return
+        hit("store.prune")
+        with self._transaction("remove old epochs") as connection:
+            deleted = execute_pruning(connection, self._catalog, plan)
+        for epoch in plan.going:
+            del self._catalog.entries[epoch]
+        self._cuts.update(plan.cuts)
+        self._deleted_rows += deleted
+        self._catalog.position_rows = self._reading(count_positions)
+        if plan.drops:
+            self._catalog.drops = self._reading(pending_drops)
+        if self._deleted_rows >= _FOLD_DELETED_ROWS or self._log_bytes() >= _FOLD_LOG_BYTES:
+            self._fold_log()
+
+    def cursor(self) -> duckdb.DuckDBPyConnection:
+        """A connection of its own to the same instance, for reading. Keep transactions short; close it."""
+        return self._instance.cursor()
+
+    def query(self, sql: str) -> pa.Table:
+        """Answer one SELECT; may be called from any thread.
+
+        Raises:
+            JobError: it is not a SELECT, or DuckDB refuses it.
+        """
+        cursor = self.cursor()
+        try:
+            return answer(cursor, sql)
+        finally:
+            cursor.close()
+
+    def close(self) -> None:
+        """Fold the log, close the file, let go of the lock."""
+        if not self._dead and self._log_bytes():
+            try:
+                self._fold_log()
+            except Exception as error:
+                log.warning("store.close.log_not_folded", error=str(error))
+        self._instance.close()
+        self._witness.close()
+        self._lock.release()
+
+    # --- transactions, and what is left of them when they fail -----------------------------------------------
+
+    @contextlib.contextmanager
+    def _transaction(self, doing: str) -> Iterator[duckdb.DuckDBPyConnection]:
+        """One transaction. If anything goes wrong, memory is afterwards what the disk says.
+
+        Raises:
+            StoreError: DuckDB failed; see ``commit`` for what is certain then.
+        """
+        if self._dead:
+            raise StoreError(self._dead)
+        connection = self._instance.connection
+        try:
+            connection.execute("BEGIN TRANSACTION")
+            yield connection
+            connection.execute("COMMIT")
+        except duckdb.Error as error:
+            self._reopen(doing, error)
+            raise explain(error, self.path, doing) from error
+        except BaseException:
+            with contextlib.suppress(duckdb.Error):
+                connection.execute("ROLLBACK")
+            raise
+
+    def _reopen(self, doing: str, cause: Exception) -> None:
+        """After an error of DuckDB's its memory is not to be trusted: read again what is on disk."""
+        try:
+            self._instance.reopen()
+            self._catalog = load_catalog(_query(self._instance))
+        except (duckdb.Error, StoreError) as error:
+            self._dead = (
+                f"could not {doing} ({self.path}), and nobody knows whether it was done since the store cannot be "
+                f"read again ({error}). Nothing that was acknowledged is lost; the job must be started again"
+            )
+            raise StoreError(self._dead) from cause
+
+    def _reading(self, read: Callable[[Query], _T]) -> _T:
+        """Read through the store's own connection.
+
+        Raises:
+            StoreError: DuckDB failed.
+        """
+        if self._dead:
+            raise StoreError(self._dead)
+        try:
+            return read(_query(self._instance))
+        except duckdb.Error as error:
+            raise explain(error, self.path, "read the store") from error
+
+    def _fold_log(self) -> None:
+        hit("store.checkpoint")
+        try:
+            self._instance.connection.execute("CHECKPOINT")
+        except duckdb.TransactionException as error:
+            log.info("store.log_not_folded", error=str(error))  # a reader is in the way; next time
+        except duckdb.Error as error:
+            self._reopen("fold the write-ahead log", error)
+            raise explain(error, self.path, "fold the write-ahead log") from error
+        self._deleted_rows = 0
+
+    def _log_bytes(self) -> int:
+        with contextlib.suppress(FileNotFoundError):
+            return self.path.with_name(self.path.name + ".wal").stat().st_size
+        return 0
+
+
+def _query(instance: Instance) -> Query:
+    return lambda sql: instance.connection.sql(sql).to_arrow_table()
+
+
+def _make_folder(path: Path) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(f"cannot make the folder {path.parent} ({error.strerror}): give another path") from error
+
+
+def _create_tables(instance: Instance, path: Path) -> None:
+    connection = instance.connection
+    tables = {name for (name,) in connection.execute("SELECT table_name FROM duckdb_tables()").fetchall()}
+    if "job" in tables:
+        return
+    if tables:
+        raise StoreError(f"{path} is a DuckDB database with tables of somebody else's: give the job a store of its own")
+    connection.execute("BEGIN TRANSACTION")
+    for statement in CREATE:
+        connection.execute(statement)
+    connection.execute("INSERT INTO job VALUES (?, ?, now()::TIMESTAMP)", [FORMAT, uuid.uuid4().hex])
+    connection.execute("COMMIT")
+    connection.execute("CHECKPOINT")
+    sync_folder(path.parent)
+
+
+def _compare(path: Path, catalog: Catalog, witness: Witness) -> None:
+    last = catalog.last.epoch if catalog.last else None
+    if witness.epoch is not None and (last is None or last < witness.epoch):
+        raise StoreCorrupt(
+            f"{path} ends at epoch {last or 'none'}, but epoch {witness.epoch} had been acknowledged: an older copy of "
+            f"the store was put back, or its .wal was lost or cut. Sinks may have published what this store does not "
+            f"know. Put the newest {path.name} and {path.name}.wal back; to go on from epoch {last or 0} in spite of "
+            f"this, and have effects twice, remove {path.name}.witness"
+        )
+    if witness.epoch is None and last is not None:
+        log.warning("store.witness.missing", store=str(path), last_epoch=last)

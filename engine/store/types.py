@@ -1,0 +1,131 @@
+"""The values that go into the checkpoint store and come out of it. Each names the table it is a row of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from millstream.engine.element import BarrierKind, Epoch, Generation
+from millstream.engine.sink import Committable
+from millstream.engine.source import DeadLetter, Position, Split
+from millstream.engine.state import StateDelta, StateTable
+
+
+@dataclass(frozen=True, slots=True)
+class OperatorState:
+    """What one operator will keep; a row of ``operators`` per state table, and one typed table each.
+
+    Attributes:
+        id: the operator's stable id, ``[a-z0-9]+``.
+        name: what people call it; names the views.
+        kind: its kind, for messages.
+        parallelism: how many subtasks it has in this generation: a restored table is read from where the slowest
+            of them says.
+    """
+
+    id: str
+    name: str
+    kind: str
+    tables: tuple[StateTable, ...]
+    parallelism: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class SplitPosition:
+    """How far one split has been read; a row of ``positions``.
+
+    Attributes:
+        max_time: the highest event time seen in it, microseconds; None if none.
+        finished: it has been read to its end and will not be opened again.
+    """
+
+    source_id: str
+    split: Split
+    position: Position
+    max_time: int | None
+    finished: bool
+
+
+@dataclass(frozen=True, slots=True)
+class NamedDelta:
+    """One subtask's delta of one state table; at most one of each in a checkpoint."""
+
+    operator_id: str
+    table: str
+    delta: StateDelta
+    subtask: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointData:
+    """All snapshots of an epoch: what one COMMIT makes durable.
+
+    Attributes:
+        kind: what the barrier was; FINAL means the job has finished.
+        positions: splits that moved since the last checkpoint.
+        committables: (sink id, handle), in the order they were prepared.
+        watermarks: the watermark of each operator when its barrier passed.
+    """
+
+    epoch: Epoch
+    generation: Generation
+    kind: BarrierKind = BarrierKind.CHECKPOINT
+    deltas: Sequence[NamedDelta] = ()
+    positions: Sequence[SplitPosition] = ()
+    committables: Sequence[tuple[str, Committable]] = ()
+    dead_letters: Sequence[DeadLetter] = ()
+    watermarks: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class TableManifest:
+    """What a manifest says of one state table: enough to read it back and to notice if it is not the same.
+
+    Attributes:
+        full_from: the oldest epoch a restore of this epoch must read (KEYED).
+        rows: rows this epoch wrote.
+        digest: hex digest over the rows this epoch wrote.
+    """
+
+    full_from: int
+    rows: int
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """The commit record of an epoch; a row of ``manifest``.
+
+    Attributes:
+        tables: by (operator id, table name): every table with state at this epoch.
+        operators: the operators (id to name) of the job that wrote it.
+    """
+
+    epoch: Epoch
+    generation: Generation
+    kind: BarrierKind
+    committed_at: int
+    tables: Mapping[tuple[str, str], TableManifest]
+    watermarks: Mapping[str, int]
+    operators: Mapping[str, OperatorState]
+
+    @property
+    def finished(self) -> bool:
+        """Whether the job had come to its end."""
+        return self.kind is BarrierKind.FINAL
+
+
+@dataclass(frozen=True, slots=True)
+class StoreFacts:
+    """What recovery reads before it decides.
+
+    Attributes:
+        last: the newest committed epoch; None in a new store.
+        witness: the last epoch the witness file has seen acknowledged; None if there is no such file.
+        generation: the last generation that started on this store; 0 in a new one.
+    """
+
+    job_id: str
+    last: Manifest | None
+    witness: Epoch | None
+    generation: Generation
