@@ -1,0 +1,1 @@
+"""What a stream can do: one module per family of operators."""

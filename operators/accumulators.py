@@ -1,0 +1,380 @@
+"""What aggregates keep while they run: plain arrays with one element per slot. Importing this module loads numba."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from millstream.engine.codes import (
+    NO_MASK,
+    Bools,
+    Form,
+    Ints,
+    byte_strings,
+    fixed_array,
+    fixed_codes,
+    form_of,
+    order_array,
+    order_bytes,
+    order_codes,
+    validity,
+)
+from millstream.engine.errors import DataError
+from millstream.operators import aggregate_kernels as kernels
+from millstream.operators.cells import ByteCells, cells_for, resized
+from millstream.operators.event_time import TIME_TYPE, event_times
+
+Floats = npt.NDArray[np.float64]
+
+
+_EXACT: Final = 2**53
+"""Every whole number up to here is a float64."""
+
+
+class Accumulator(ABC):
+    """The running values of one aggregate, one per slot. ``resize`` comes before a slot's first use."""
+
+    @abstractmethod
+    def resize(self, slots: int) -> None:
+        """Have room for slots 0..slots-1; new ones hold nothing."""
+
+    @abstractmethod
+    def update(self, slots: Ints, values: pa.Array | None, times: Ints) -> None:
+        """Take rows in.
+
+        Args:
+            slots: int64, shape (n,): the slot of each row.
+            values: the argument of the aggregate for each row; None if it has none.
+            times: event times, int64 microseconds, shape (n,).
+        """
+
+    @abstractmethod
+    def result(self, slots: Ints) -> pa.Array:
+        """Return the aggregate's value for some slots. Raises DataError on overflow."""
+
+    @abstractmethod
+    def state(self, slots: Ints) -> list[pa.Array]:
+        """Return the state columns for some slots, as the spec declares them."""
+
+    @abstractmethod
+    def load(self, slots: Ints, columns: Sequence[pa.Array]) -> None:
+        """Set slots, all different, to what ``state`` once returned."""
+
+    @abstractmethod
+    def compact(self, kept: Ints) -> None:
+        """Keep the slots ``kept`` (ascending), which become 0..n-1."""
+
+
+def _int64(values: Ints) -> pa.Array:
+    return pa.array(values, pa.int64())
+
+
+class CountAccumulator(Accumulator):
+    """Counts rows, or values that are not null."""
+
+    def __init__(self) -> None:
+        self._counts: Ints = np.empty(0, np.int64)
+
+    def resize(self, slots: int) -> None:
+        """As ``Accumulator.resize``."""
+        self._counts = resized(self._counts, slots)
+
+    def update(self, slots: Ints, values: pa.Array | None, times: Ints) -> None:
+        """As ``Accumulator.update``."""
+        del times
+        kernels.add_count(slots, NO_MASK if values is None else validity(values), self._counts)
+
+    def result(self, slots: Ints) -> pa.Array:
+        """As ``Accumulator.result``; int64."""
+        return _int64(self._counts[slots])
+
+    def state(self, slots: Ints) -> list[pa.Array]:
+        """As ``Accumulator.state``."""
+        return [self.result(slots)]
+
+    def load(self, slots: Ints, columns: Sequence[pa.Array]) -> None:
+        """As ``Accumulator.load``."""
+        self._counts[slots] = fixed_codes(columns[0])
+
+    def compact(self, kept: Ints) -> None:
+        """As ``Accumulator.compact``."""
+        self._counts = self._counts[kept]
+
+
+class IntSum(Accumulator):
+    """Adds integers exactly; the sum may pass beyond int64 on its way, but must be back at the end.
+
+    Args:
+        mean: give the mean (float64) instead of the sum (int64).
+        what: names the aggregate, for the error.
+    """
+
+    def __init__(self, mean: bool, what: str) -> None:
+        self._mean = mean
+        self._what = what
+        self._sums: Ints = np.empty(0, np.int64)
+        self._wraps: Ints = np.empty(0, np.int64)
+        self._counts: Ints = np.empty(0, np.int64)
+
+    def resize(self, slots: int) -> None:
+        """As ``Accumulator.resize``."""
+        self._sums = resized(self._sums, slots)
+        self._wraps = resized(self._wraps, slots)
+        self._counts = resized(self._counts, slots)
+
+    def update(self, slots: Ints, values: pa.Array | None, times: Ints) -> None:
+        """As ``Accumulator.update``."""
+        del times
+        assert values is not None
+        valid = validity(values)
+        if pa.types.is_uint64(values.type):
+            # Half of uint64 does not fit int64: what wraps there counts as one wrap more.
+            codes = fixed_codes(values)
+            self._update(slots, codes, valid)
+            beyond = (codes < 0) & valid if len(valid) else codes < 0
+            np.add.at(self._wraps, slots[beyond], 1)
+        else:
+            self._update(slots, fixed_codes(values), valid)
+
+    def _update(self, slots: Ints, codes: Ints, valid: Bools) -> None:
+        kernels.add_ints(slots, codes, valid, self._sums, self._wraps, self._counts)
+
+    def result(self, slots: Ints) -> pa.Array:
+        """As ``Accumulator.result``."""
+        sums, wraps, counts = self._sums[slots], self._wraps[slots], self._counts[slots]
+        if self._mean:
+            return pa.array(_int_means(sums, wraps, counts), mask=counts == 0)
+        if bool(wraps.any()):
+            at = int(np.flatnonzero(wraps)[0])
+            total = int(wraps[at]) * 2**64 + int(sums[at])
+            raise DataError(
+                f"{self._what}: the sum of a group is {total}, which int64 cannot hold. "
+                "Sum a wider type instead: cast the column to decimal or float64 first"
+            )
+        return fixed_array(sums, counts > 0, pa.int64())
+
+    def state(self, slots: Ints) -> list[pa.Array]:
+        """As ``Accumulator.state``: sum, overflow, count."""
+        return [_int64(self._sums[slots]), _int64(self._wraps[slots]), _int64(self._counts[slots])]
+
+    def load(self, slots: Ints, columns: Sequence[pa.Array]) -> None:
+        """As ``Accumulator.load``."""
+        self._sums[slots], self._wraps[slots], self._counts[slots] = (fixed_codes(c) for c in columns)
+
+    def compact(self, kept: Ints) -> None:
+        """As ``Accumulator.compact``."""
+        self._sums, self._wraps, self._counts = self._sums[kept], self._wraps[kept], self._counts[kept]
+
+
+def _int_means(sums: Ints, wraps: Ints, counts: Ints) -> Floats:
+    """Divide ``wraps * 2**64 + sums`` by counts, correctly rounded."""
+    counts = np.maximum(counts, 1)
+    means = sums / counts
+    # A total beyond 2**53 has no float of its own: Python's integers divide without one.
+    for i in np.flatnonzero((wraps != 0) | (sums > _EXACT) | (sums < -_EXACT)):
+        means[i] = (int(wraps[i]) * 2**64 + int(sums[i])) / int(counts[i])
+    return means
+
+
+def _divided(totals: Floats, counts: Ints) -> pa.Array:
+    with np.errstate(invalid="ignore"):
+        means = totals / np.maximum(counts, 1)
+    return pa.array(means, pa.float64(), mask=counts == 0)
+
+
+class FloatSum(Accumulator):
+    """Adds floats in double-double arithmetic, so that the order of the rows all but never shows.
+
+    Args:
+        mean: give the mean instead of the sum; both are float64.
+    """
+
+    def __init__(self, mean: bool) -> None:
+        self._mean = mean
+        self._sums: Floats = np.empty(0, np.float64)
+        self._errors: Floats = np.empty(0, np.float64)
+        self._counts: Ints = np.empty(0, np.int64)
+
+    def resize(self, slots: int) -> None:
+        """As ``Accumulator.resize``."""
+        self._sums = resized(self._sums, slots)
+        self._errors = resized(self._errors, slots)
+        self._counts = resized(self._counts, slots)
+
+    def update(self, slots: Ints, values: pa.Array | None, times: Ints) -> None:
+        """As ``Accumulator.update``."""
+        del times
+        assert values is not None
+        floats = fixed_codes(values).view(np.float64)
+        kernels.add_floats(slots, floats, validity(values), self._sums, self._errors, self._counts)
+
+    def result(self, slots: Ints) -> pa.Array:
+        """As ``Accumulator.result``."""
+        totals, counts = self._sums[slots] + self._errors[slots], self._counts[slots]
+        return _divided(totals, counts) if self._mean else pa.array(totals, pa.float64(), mask=counts == 0)
+
+    def state(self, slots: Ints) -> list[pa.Array]:
+        """As ``Accumulator.state``: sum, error, count."""
+        return [pa.array(self._sums[slots]), pa.array(self._errors[slots]), _int64(self._counts[slots])]
+
+    def load(self, slots: Ints, columns: Sequence[pa.Array]) -> None:
+        """As ``Accumulator.load``."""
+        self._sums[slots] = fixed_codes(columns[0]).view(np.float64)
+        self._errors[slots] = fixed_codes(columns[1]).view(np.float64)
+        self._counts[slots] = fixed_codes(columns[2])
+
+    def compact(self, kept: Ints) -> None:
+        """As ``Accumulator.compact``."""
+        self._sums, self._errors, self._counts = self._sums[kept], self._errors[kept], self._counts[kept]
+
+
+class Extremes(Accumulator):
+    """Keeps the least or greatest value of each slot; nulls do not count, NaN is the greatest number."""
+
+    def __init__(self, type: pa.DataType, greatest: bool) -> None:
+        self._type = type
+        self._greatest = greatest
+        self._best: Ints = np.empty(0, np.int64)
+        self._seen: Bools = np.empty(0, np.bool_)
+
+    def resize(self, slots: int) -> None:
+        """As ``Accumulator.resize``."""
+        self._best = resized(self._best, slots)
+        self._seen = resized(self._seen, slots, fill=False)
+
+    def update(self, slots: Ints, values: pa.Array | None, times: Ints) -> None:
+        """As ``Accumulator.update``."""
+        del times
+        assert values is not None
+        codes, valid = order_codes(values), validity(values)
+        kernels.keep_extremes(slots, codes, valid, self._greatest, self._best, self._seen)
+
+    def result(self, slots: Ints) -> pa.Array:
+        """As ``Accumulator.result``; the argument's type."""
+        return order_array(self._best[slots], self._seen[slots], self._type)
+
+    def state(self, slots: Ints) -> list[pa.Array]:
+        """As ``Accumulator.state``: the value."""
+        return [self.result(slots)]
+
+    def load(self, slots: Ints, columns: Sequence[pa.Array]) -> None:
+        """As ``Accumulator.load``."""
+        valid = validity(columns[0])
+        self._best[slots] = order_codes(columns[0])
+        self._seen[slots] = valid if len(valid) else True
+
+    def compact(self, kept: Ints) -> None:
+        """As ``Accumulator.compact``."""
+        self._best, self._seen = self._best[kept], self._seen[kept]
+
+
+class ByteExtremes(Accumulator):
+    """As ``Extremes``, for strings, binary and decimals."""
+
+    def __init__(self, type: pa.DataType, greatest: bool) -> None:
+        self._greatest = greatest
+        self._cells = ByteCells(type)
+        self._best_row: Ints = np.empty(0, np.int64)
+
+    def resize(self, slots: int) -> None:
+        """As ``Accumulator.resize``."""
+        self._cells.resize(slots)
+        self._best_row = np.full(slots, -1)
+
+    def update(self, slots: Ints, values: pa.Array | None, times: Ints) -> None:
+        """As ``Accumulator.update``."""
+        del times
+        assert values is not None
+        cells, touched = self._cells, np.empty(len(slots), np.int64)
+        offsets, data = byte_strings(order_bytes(values))
+        count = kernels.find_extremes(
+            slots,
+            offsets,
+            data,
+            validity(values),
+            self._greatest,
+            cells.starts,
+            cells.sizes,
+            cells.heap,
+            self._best_row,
+            touched,
+        )
+        touched = touched[:count]
+        cells.put(touched, values.take(pa.array(self._best_row[touched])))
+        self._best_row[touched] = -1
+
+    def result(self, slots: Ints) -> pa.Array:
+        """As ``Accumulator.result``; the argument's type."""
+        return self._cells.get(slots)
+
+    def state(self, slots: Ints) -> list[pa.Array]:
+        """As ``Accumulator.state``: the value."""
+        return [self._cells.get(slots)]
+
+    def load(self, slots: Ints, columns: Sequence[pa.Array]) -> None:
+        """As ``Accumulator.load``."""
+        self._cells.put(slots, columns[0])
+
+    def compact(self, kept: Ints) -> None:
+        """As ``Accumulator.compact``."""
+        self._cells.compact(kept)
+        self._best_row = np.full(len(kept), -1)
+
+
+class Edges(Accumulator):
+    """Keeps the value (null too) of the first or last row in time of each slot."""
+
+    def __init__(self, type: pa.DataType, last: bool) -> None:
+        self._last = last
+        self._cells = cells_for(type)
+        self._times: Ints = np.empty(0, np.int64)
+        self._seen: Bools = np.empty(0, np.bool_)
+        self._best_row: Ints = np.empty(0, np.int64)
+
+    def resize(self, slots: int) -> None:
+        """As ``Accumulator.resize``."""
+        self._cells.resize(slots)
+        self._times = resized(self._times, slots)
+        self._seen = resized(self._seen, slots, fill=False)
+        self._best_row = np.full(slots, -1)
+
+    def update(self, slots: Ints, values: pa.Array | None, times: Ints) -> None:
+        """As ``Accumulator.update``."""
+        assert values is not None
+        touched = np.empty(len(slots), np.int64)
+        count = kernels.find_edges(slots, times, self._last, self._times, self._seen, self._best_row, touched)
+        touched = touched[:count]
+        self._cells.put(touched, values.take(pa.array(self._best_row[touched])))
+        self._best_row[touched] = -1
+
+    def result(self, slots: Ints) -> pa.Array:
+        """As ``Accumulator.result``; the argument's type."""
+        return self._cells.get(slots)
+
+    def state(self, slots: Ints) -> list[pa.Array]:
+        """As ``Accumulator.state``: value, time."""
+        return [self._cells.get(slots), fixed_array(self._times[slots], self._seen[slots], TIME_TYPE)]
+
+    def load(self, slots: Ints, columns: Sequence[pa.Array]) -> None:
+        """As ``Accumulator.load``."""
+        self._cells.put(slots, columns[0])
+        times, valid = event_times(columns[1])
+        self._times[slots] = times
+        self._seen[slots] = valid if len(valid) else True
+
+    def compact(self, kept: Ints) -> None:
+        """As ``Accumulator.compact``."""
+        self._cells.compact(kept)
+        self._times, self._seen = self._times[kept], self._seen[kept]
+        self._best_row = np.full(len(kept), -1)
+
+
+def extremes(type: pa.DataType, greatest: bool) -> Accumulator:
+    """Return an accumulator for the least or greatest value of a type."""
+    if form_of(type, "the argument of min or max") is Form.FIXED:
+        return Extremes(type, greatest)
+    return ByteExtremes(type, greatest)

@@ -1,0 +1,210 @@
+"""Loops over rows that fold values into arrays indexed by slot, compiled. Importing this module loads numba.
+
+In every kernel ``slots`` is int64, shape (n,); ``valid`` bool, shape (n,), or empty if every row is valid; and the
+arrays that come after the values have one element per slot and are changed in place.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from millstream.engine.jit import inlined, kernel
+
+_CARRY = np.uint64(1)
+_ZERO = np.uint64(0)
+
+
+@kernel
+def touch(slots: Any, starts: Any, start_of: Any, changed: Any) -> None:
+    """Note of each slot the start of its window, and that it has changed."""
+    for row in range(slots.shape[0]):
+        slot = slots[row]
+        start_of[slot] = starts[row]
+        changed[slot] = True
+
+
+@kernel
+def add_count(slots: Any, valid: Any, counts: Any) -> None:
+    """Count the valid rows of each slot."""
+    masked = valid.shape[0] > 0
+    for row in range(slots.shape[0]):
+        if not masked or valid[row]:
+            counts[slots[row]] += 1
+
+
+@kernel
+def add_ints(slots: Any, values: Any, valid: Any, sums: Any, wraps: Any, counts: Any) -> None:
+    """Add int64 values. A sum is ``wraps * 2**64 + sums``, so no order of the values can overflow on the way."""
+    masked = valid.shape[0] > 0
+    for row in range(slots.shape[0]):
+        if masked and not valid[row]:
+            continue
+        slot = slots[row]
+        old = sums[slot]
+        value = values[row]
+        new = old + value
+        if (old ^ new) & (value ^ new) < 0:
+            wraps[slot] += 1 if value >= 0 else -1
+        sums[slot] = new
+        counts[slot] += 1
+
+
+@kernel
+def add_floats(slots: Any, values: Any, valid: Any, sums: Any, errors: Any, counts: Any) -> None:
+    """Add floats in double-double arithmetic: a sum is ``sums + errors``, good to about 106 bits."""
+    masked = valid.shape[0] > 0
+    for row in range(slots.shape[0]):
+        if masked and not valid[row]:
+            continue
+        slot = slots[row]
+        high = sums[slot]
+        value = values[row]
+        total = high + value
+        if np.isfinite(total):
+            part = total - high
+            error = (high - (total - part)) + (value - part) + errors[slot]
+            rounded = total + error
+            sums[slot] = rounded
+            errors[slot] = error - (rounded - total) if np.isfinite(rounded) else 0.0
+        else:
+            sums[slot] = total
+            errors[slot] = 0.0
+        counts[slot] += 1
+
+
+@kernel
+def add_wide(slots: Any, words: Any, valid: Any, low: Any, middle: Any, high: Any, counts: Any) -> None:
+    """Add 128-bit integers (``words``: uint64, shape (n, 2), low word first) into 192-bit ones."""
+    masked = valid.shape[0] > 0
+    for row in range(slots.shape[0]):
+        if masked and not valid[row]:
+            continue
+        slot = slots[row]
+        first = words[row, 0]
+        second = words[row, 1]
+        total = low[slot] + first
+        carry = _CARRY if total < first else _ZERO
+        low[slot] = total
+        total = middle[slot] + second
+        over = 1 if total < second else 0
+        total += carry
+        if total < carry:
+            over += 1
+        middle[slot] = total
+        if np.int64(second) < 0:
+            over -= 1
+        high[slot] += over
+        counts[slot] += 1
+
+
+@kernel
+def keep_extremes(slots: Any, codes: Any, valid: Any, greatest: bool, best: Any, seen: Any) -> None:
+    """Keep the least (or greatest) code of each slot."""
+    masked = valid.shape[0] > 0
+    for row in range(slots.shape[0]):
+        if masked and not valid[row]:
+            continue
+        slot = slots[row]
+        code = codes[row]
+        if not seen[slot] or (code > best[slot] if greatest else code < best[slot]):
+            best[slot] = code
+            seen[slot] = True
+
+
+@inlined
+def _compare(left: Any, start: int, size: int, right: Any, other: int, length: int) -> int:
+    """Compare two byte strings; negative if the left one is less."""
+    for step in range(min(size, length)):
+        if left[start + step] != right[other + step]:
+            return -1 if left[start + step] < right[other + step] else 1
+    return size - length
+
+
+@kernel
+def find_extremes(  # noqa: PLR0913, PLR0917  kernels know no objects
+    slots: Any,
+    offsets: Any,
+    data: Any,
+    valid: Any,
+    greatest: bool,
+    starts: Any,
+    sizes: Any,
+    heap: Any,
+    best_row: Any,
+    touched: Any,
+) -> int:
+    """Find the row whose byte string is less (or greater) than its slot's and all other rows' of the slot.
+
+    Args:
+        starts: int64: where in ``heap`` the slot's own string is.
+        sizes: int64: how long it is, -1 if there is none.
+        best_row: int64, -1 everywhere: takes the row found, of the slots touched.
+        touched: int64, shape (n,): takes the slots for which there is such a row.
+
+    Returns:
+        How many slots were touched.
+    """
+    count = 0
+    masked = valid.shape[0] > 0
+    for row in range(slots.shape[0]):
+        if masked and not valid[row]:
+            continue
+        slot = slots[row]
+        best = best_row[slot]
+        start = offsets[row]
+        size = offsets[row + 1] - start
+        if best >= 0:
+            at = offsets[best]
+            order = _compare(data, start, size, data, at, offsets[best + 1] - at)
+        elif sizes[slot] >= 0:
+            order = _compare(data, start, size, heap, starts[slot], sizes[slot])
+        else:
+            order = 1 if greatest else -1
+        if (order > 0) if greatest else (order < 0):
+            if best < 0:
+                touched[count] = slot
+                count += 1
+            best_row[slot] = row
+    return count
+
+
+@kernel
+def find_edges(slots: Any, times: Any, last: bool, best_time: Any, seen: Any, best_row: Any, touched: Any) -> int:
+    """Find the row that is first (or last) in time in its slot, also against what the slot has seen.
+
+    Of rows with one time the first to arrive is the first, the last to arrive the last. ``best_time`` and ``seen``
+    are brought up to date; ``best_row``, ``touched`` and the answer are as in ``find_extremes``.
+    """
+    count = 0
+    for row in range(slots.shape[0]):
+        slot = slots[row]
+        time = times[row]
+        if not seen[slot] or (time >= best_time[slot] if last else time < best_time[slot]):
+            best_time[slot] = time
+            seen[slot] = True
+            if best_row[slot] < 0:
+                touched[count] = slot
+                count += 1
+            best_row[slot] = row
+    return count
+
+
+@kernel
+def copy_strings(offsets: Any, data: Any, starts: Any, heap: Any) -> None:
+    """Copy the byte strings ``data[offsets[i]:offsets[i + 1]]`` to ``heap[starts[i]:]``."""
+    for row in range(starts.shape[0]):
+        start = starts[row]
+        begin = offsets[row]
+        for step in range(offsets[row + 1] - begin):
+            heap[start + step] = data[begin + step]
+
+
+@kernel
+def gather_strings(starts: Any, ends: Any, heap: Any, out: Any) -> None:
+    """Copy the byte string that begins at ``heap[starts[i]]`` to ``out[ends[i]:ends[i + 1]]``."""
+    for row in range(starts.shape[0]):
+        start = starts[row]
+        begin = ends[row]
+        for step in range(ends[row + 1] - begin):
+            out[begin + step] = heap[start + step]

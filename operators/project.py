@@ -1,0 +1,242 @@
+"""Columns computed from columns, and rows kept or dropped: everything that looks at one row at a time."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from millstream.engine.errors import DataError, SchemaError
+from millstream.engine.expression import Expr, Literal, evaluate_all
+from millstream.engine.expression_functions import as_array
+from millstream.engine.expression_scope import Scope
+from millstream.engine.expression_tree import Operation, explain_failure
+from millstream.engine.operator import MAIN, Operator, OperatorSpec, Output
+
+
+@dataclass(frozen=True, eq=False)
+class Project(OperatorSpec):
+    """Compute the output's columns, in order: select, with_columns, drop and rename are all this.
+
+    Attributes:
+        exprs: names and what stands under them; at least one.
+    """
+
+    exprs: tuple[tuple[str, Expr], ...]
+
+    @property
+    def kind(self) -> str:
+        """``project``."""
+        return "project"
+
+    def identity(self) -> str:
+        """The columns."""
+        return f"project({', '.join(f'{name!r}: {expr}' for name, expr in self.exprs)})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Project) and self.identity() == other.identity()
+
+    def __hash__(self) -> int:
+        return hash(self.identity())
+
+    def output_schemas(self, inputs: Sequence[pa.Schema]) -> Mapping[str, pa.Schema]:
+        """Type every column.
+
+        Raises:
+            SchemaError: two columns have one name, an expression does not fit the input, or it has no type.
+        """
+        twice = [name for name, count in Counter(name for name, _ in self.exprs).items() if count > 1]
+        if twice:
+            raise SchemaError(
+                f"two columns are called {twice[0]!r}: name one of them anew, with .alias('...') or name=..."
+            )
+        return {MAIN: pa.schema([_field(name, expr, inputs[0]) for name, expr in self.exprs])}
+
+    def build(self, inputs: Sequence[pa.Schema]) -> Operator:
+        """Make one running copy."""
+        return _ProjectOperator([expr for _, expr in self.exprs], self.output_schemas(inputs)[MAIN])
+
+    def columns_needed(self, wanted: Mapping[str, frozenset[str]], inputs: Sequence[pa.Schema]) -> list[frozenset[str]]:
+        """What the wanted columns are computed from."""
+        del inputs
+        return [frozenset[str]().union(*(expr.columns() for _, expr in self._made(wanted)))]
+
+    def pruned(self, wanted: Mapping[str, frozenset[str]]) -> OperatorSpec:
+        """Compute the wanted columns only."""
+        return Project(self._made(wanted))
+
+    def _made(self, wanted: Mapping[str, frozenset[str]]) -> tuple[tuple[str, Expr], ...]:
+        made = tuple((name, expr) for name, expr in self.exprs if name in wanted.get(MAIN, ()))
+        # A batch without any column has no rows either.
+        return made or self.exprs[:1]
+
+    def as_projection(self) -> Mapping[str, Expr]:
+        """The columns."""
+        return dict(self.exprs)
+
+
+def _field(name: str, expr: Expr, schema: pa.Schema) -> pa.Field:
+    column = expr.is_column()
+    type = expr.type_in(schema)
+    if column is not None:
+        return schema.field(column).with_name(name)
+    if pa.types.is_null(type):
+        raise SchemaError(
+            f"column {name!r} is null and nothing else, so it has no type: write {expr}.cast('int64'), say"
+        )
+    return pa.field(name, type)
+
+
+class _ProjectOperator(Operator):
+    def __init__(self, exprs: list[Expr], schema: pa.Schema) -> None:
+        self._exprs = exprs
+        self._schema = schema
+
+    def process(self, batch: pa.RecordBatch, out: Output) -> None:
+        out.emit(pa.RecordBatch.from_arrays(evaluate_all(self._exprs, batch), schema=self._schema))
+
+
+@dataclass(frozen=True, eq=False)
+class Filter(OperatorSpec):
+    """Keep the rows for which a predicate is true, not false and not null.
+
+    Attributes:
+        predicate: a boolean.
+        keep: the columns that go on; None: all.
+    """
+
+    predicate: Expr
+    keep: frozenset[str] | None = None
+
+    @property
+    def kind(self) -> str:
+        """``filter``."""
+        return "filter"
+
+    def identity(self) -> str:
+        """The predicate."""
+        keep = "" if self.keep is None else f", keep={sorted(self.keep)}"
+        return f"filter({self.predicate}{keep})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Filter) and self.identity() == other.identity()
+
+    def __hash__(self) -> int:
+        return hash(self.identity())
+
+    def output_schemas(self, inputs: Sequence[pa.Schema]) -> Mapping[str, pa.Schema]:
+        """Return the input's columns, or those that go on.
+
+        Raises:
+            SchemaError: the predicate does not fit the input, or is no boolean.
+        """
+        type = self.predicate.type_in(inputs[0])
+        if not pa.types.is_boolean(type):
+            raise SchemaError(
+                f"filter() needs a predicate that is true or false; {self.predicate} is {type}: "
+                "compare it with something, as in col('price') > 10"
+            )
+        keep = self.keep
+        if keep is None:
+            return {MAIN: inputs[0]}
+        return {MAIN: pa.schema([field for field in inputs[0] if field.name in keep], inputs[0].metadata)}
+
+    def build(self, inputs: Sequence[pa.Schema]) -> Operator:
+        """Make one running copy."""
+        return _FilterOperator(conjuncts(self.predicate), self.output_schemas(inputs)[MAIN].names)
+
+    def columns_needed(self, wanted: Mapping[str, frozenset[str]], inputs: Sequence[pa.Schema]) -> list[frozenset[str]]:
+        """What is wanted, and what the predicate reads."""
+        return [(wanted.get(MAIN, frozenset()) & frozenset(inputs[0].names)) | self.predicate.columns()]
+
+    def pruned(self, wanted: Mapping[str, frozenset[str]]) -> OperatorSpec:
+        """Copy only the wanted columns of the rows that stay."""
+        columns = wanted.get(MAIN, frozenset())
+        # A batch without any column has no rows either.
+        columns = columns or frozenset(sorted(self.predicate.columns())[:1])
+        return replace(self, keep=columns) if columns else self
+
+    def as_filter(self) -> Expr:
+        """The predicate."""
+        return self.predicate
+
+
+def conjuncts(predicate: Expr) -> list[Expr]:
+    """Return what must be true together, in the order it was written.
+
+    >>> from millstream.engine.expression import col
+    >>> conjuncts((col("a") > 1) & (col("b") > 2) & col("c"))
+    [(a > 1), (b > 2), c]
+    """
+    if isinstance(predicate, Operation) and predicate.function == "and":
+        return [part for arg in predicate.args for part in conjuncts(arg)]
+    return [predicate]
+
+
+class _FilterOperator(Operator):
+    def __init__(self, parts: list[Expr], names: list[str]) -> None:
+        self._parts = parts
+        self._names = names
+
+    def process(self, batch: pa.RecordBatch, out: Output) -> None:
+        rows = self._rows(batch)
+        if rows.true_count == len(rows):
+            out.emit(batch.select(self._names))
+        elif rows.true_count:
+            out.emit(batch.select(self._names).filter(rows))
+
+    def _rows(self, batch: pa.RecordBatch) -> pa.Array:
+        """Ask each part only of rows that got through those before, as a chain of filters would."""
+        scope = Scope(batch)
+        rows = pa.repeat(True, batch.num_rows)
+        for part in self._parts:
+            try:
+                value = as_array(scope.value_where(part, lambda rows=rows: rows), batch.num_rows)  # type: ignore[misc]
+            except DataError as error:
+                raise explain_failure(error, part, batch.filter(rows)) from error.__cause__
+            rows = pc.and_(rows, value.fill_null(False) if value.null_count else value)
+        return rows
+
+
+def fuse(specs: Sequence[OperatorSpec]) -> list[OperatorSpec]:
+    """Merge neighbours in a chain of operators: projections by substitution, filters by ``&``.
+
+    Two projections stay apart where merging would compute something twice.
+
+    >>> from millstream.engine.expression import col
+    >>> double = Project((("b", col("a") * 2),))
+    >>> fuse([double, Project((("c", col("b") + 1),))])[0].identity()
+    "project('c': ((a * 2) + 1))"
+    """
+    fused: list[OperatorSpec] = []
+    for spec in specs:
+        merged = _merged(fused[-1], spec) if fused else None
+        if merged is None:
+            fused.append(spec)
+        else:
+            fused[-1] = merged
+    return fused
+
+
+def _merged(first: OperatorSpec, second: OperatorSpec) -> OperatorSpec | None:
+    if isinstance(first, Filter) and isinstance(second, Filter):
+        keep = first.keep if second.keep is None else second.keep
+        return Filter(first.predicate & second.predicate, keep)
+    if isinstance(first, Project) and isinstance(second, Project):
+        columns = dict(first.exprs)
+        uses = Counter(name for _, expr in second.exprs for name in _columns_read(expr))
+        if all(uses[name] <= 1 or _is_trivial(expr) for name, expr in columns.items()):
+            return Project(tuple((name, expr.substitute(columns)) for name, expr in second.exprs))
+    return None
+
+
+def _columns_read(expr: Expr) -> list[str]:
+    """Name the columns an expression reads, as often as it does."""
+    name = expr.is_column()
+    return [name] if name is not None else [n for child in expr.children for n in _columns_read(child)]
+
+
+def _is_trivial(expr: Expr) -> bool:
+    return expr.is_column() is not None or isinstance(expr, Literal)

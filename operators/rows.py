@@ -1,0 +1,60 @@
+"""Rows that an operator holds back, named by ids 0..n-1, in a few batches."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+from millstream.engine.codes import Ints
+
+
+class Rows:
+    """Append-only rows of one schema. A batch is merged with its predecessor once it is half as long.
+
+    So there are never more than a few batches, and a row is copied only a few times.
+
+    >>> rows = Rows(pa.schema({"a": pa.int64()}))
+    >>> rows.append(pa.record_batch({"a": [1, 2]}))
+    >>> rows.append(pa.record_batch({"a": [3]}))
+    >>> rows.take(np.array([2, 0])).to_pydict()
+    {'a': [3, 1]}
+    """
+
+    def __init__(self, schema: pa.Schema) -> None:
+        self._schema = schema
+        self._batches: list[pa.RecordBatch] = []
+        self._ends: list[int] = [0]
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def append(self, batch: pa.RecordBatch) -> None:
+        """Add rows; the first gets the id ``len``."""
+        if batch.num_rows == 0:
+            return
+        self._batches.append(batch)
+        while len(self._batches) > 1 and 2 * self._batches[-1].num_rows >= self._batches[-2].num_rows:
+            last = self._batches.pop()
+            self._batches[-1] = pa.concat_batches([self._batches[-1], last])
+        self._ends = [0, *np.cumsum([b.num_rows for b in self._batches]).tolist()]
+
+    def take(self, ids: Ints) -> pa.RecordBatch:
+        """Return some rows, in the order asked for."""
+        if not self._batches:
+            return pa.RecordBatch.from_pylist([], self._schema)
+        if len(self._batches) == 1:
+            return self._batches[0].take(pa.array(ids))
+        order = np.argsort(ids, kind="stable")
+        edges = np.searchsorted(ids[order], self._ends)
+        parts = [
+            batch.take(pa.array(ids[order[first:last]] - base))
+            for batch, base, first, last in zip(self._batches, self._ends, edges, edges[1:], strict=False)
+        ]
+        back = np.empty(len(ids), np.int64)
+        back[order] = np.arange(len(ids))
+        return pa.concat_batches(parts).take(pa.array(back))
+
+    def compact(self, kept: Ints) -> None:
+        """Keep the rows ``kept`` (ascending), which become 0..n-1."""
+        batch = self.take(kept)
+        self._batches = [batch] if batch.num_rows else []
+        self._ends = [0, batch.num_rows] if batch.num_rows else [0]

@@ -1,0 +1,133 @@
+"""Aggregates per key and window: one row for each, when the window closes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import pyarrow as pa
+from millstream.engine.codes import form_of, plain_type
+from millstream.engine.errors import JobError, SchemaError
+from millstream.engine.expression import Expr
+from millstream.engine.operator import MAIN, Exchange, ExchangeKind, Operator, OperatorSpec
+from millstream.engine.state import DELETED, StateTable
+from millstream.engine.time import show_duration
+from millstream.operators.aggregates import AggregateSpec
+from millstream.operators.event_time import TIME_TYPE
+from millstream.operators.windowed import LATE, check_columns, check_time, distinct_names
+from millstream.operators.windows import TumblingWindow
+
+WINDOW_START: Final = "window_start"
+WINDOW_END: Final = "window_end"
+
+STATE: Final = "windows"
+"""The name of the state table: one row per key and open window."""
+
+
+@dataclass(frozen=True, eq=False)
+class WindowAggregate(OperatorSpec):
+    """Aggregates the rows of each key and window.
+
+    The result of a window is emitted once, when the watermark has reached its end plus the lateness, and never
+    changes: allowing lateness means waiting for it. Rows that come later still, and rows whose event time is null,
+    go to the port ``late`` as they are and are counted. At the end of a bounded stream every window fires.
+
+    Output: the keys, ``window_start`` and ``window_end`` (timestamp[us]; the end is not part of the window), then
+    the aggregates; ordered by window, within a window in the order in which the keys first came.
+
+    Attributes:
+        keys: the columns that name a group; none means one group per window.
+        aggregates: (output column, aggregate), in order.
+        time: the event time of a row: a timestamp, or int64 microseconds.
+        lateness: how long a window stays open after its end, microseconds.
+    """
+
+    keys: tuple[str, ...]
+    window: TumblingWindow
+    aggregates: tuple[tuple[str, AggregateSpec], ...]
+    time: Expr
+    lateness: int = 0
+
+    def __post_init__(self) -> None:
+        if self.lateness < 0:
+            raise JobError(f"a window's lateness cannot be negative, got {self.lateness} microseconds")
+
+    @property
+    def kind(self) -> str:
+        """One word for plans and errors."""
+        return "window_aggregate"
+
+    def identity(self) -> str:
+        """Text that changes exactly when the meaning changes."""
+        made = [(name, aggregate.identity()) for name, aggregate in self.aggregates]
+        return (
+            f"window_aggregate(keys={self.keys!r}, window={self.window.identity()}, aggregates={made!r}, "
+            f"time={self.time}, lateness={self.lateness})"
+        )
+
+    def describe(self) -> str:
+        """One line for the plan."""
+        made = ", ".join(f"{name}={aggregate.identity()}" for name, aggregate in self.aggregates)
+        group = f" by {', '.join(self.keys)}" if self.keys else ""
+        wait = f", {show_duration(self.lateness)} of lateness" if self.lateness else ""
+        return f"{made}{group} {self.window.describe()}{wait}"
+
+    def exchange(self) -> Exchange:
+        """By hash of the keys; without keys one subtask has it all."""
+        return Exchange(ExchangeKind.HASH, self.keys) if self.keys else Exchange(ExchangeKind.SINGLE)
+
+    def output_schemas(self, inputs: Sequence[pa.Schema]) -> Mapping[str, pa.Schema]:
+        """The results, and late rows as they came. Raises SchemaError when the input does not fit."""
+        (schema,) = inputs
+        self._check(schema)
+        fields = [pa.field(key, plain_type(schema.field(key).type)) for key in self.keys]
+        fields += [pa.field(WINDOW_START, TIME_TYPE), pa.field(WINDOW_END, TIME_TYPE)]
+        fields += [pa.field(name, aggregate.type_in(schema)) for name, aggregate in self.aggregates]
+        return {MAIN: pa.schema(fields), LATE: schema}
+
+    def _check(self, schema: pa.Schema) -> None:
+        check_columns(self.keys, schema, "key")
+        for key in self.keys:
+            form_of(schema.field(key).type, f"key column {key!r}")
+        check_time(self.time, schema)
+        names = [*self.keys, WINDOW_START, WINDOW_END, *(name for name, _ in self.aggregates)]
+        twice = {name for name in names if names.count(name) > 1}
+        if twice:
+            raise SchemaError(
+                f"{self.kind} would make two columns called {', '.join(sorted(twice))}: keys and aggregates "
+                f"must differ from each other and from {WINDOW_START} and {WINDOW_END}; rename the column first"
+            )
+
+    def state_tables(self, inputs: Sequence[pa.Schema]) -> tuple[StateTable, ...]:
+        """One row per key and open window: keys, window_start, and what each aggregate keeps."""
+        (schema,) = inputs
+        names = [*self.keys, WINDOW_START]
+        types = [*(plain_type(schema.field(key).type) for key in self.keys), TIME_TYPE]
+        for name, aggregate in self.aggregates:
+            for field in aggregate.state_fields(schema):
+                names.append(f"{name}_{field.name}")
+                types.append(field.type)
+        names = distinct_names(names, {DELETED})
+        keys = tuple(names[: len(self.keys) + 1])
+        columns = pa.schema([pa.field(name, type) for name, type in zip(names, types, strict=True)])
+        return (StateTable(STATE, columns, keys=keys, route_by=keys[:-1]),)
+
+    def columns_needed(self, wanted: Mapping[str, frozenset[str]], inputs: Sequence[pa.Schema]) -> list[frozenset[str]]:
+        """Keys, time, the aggregates' arguments, and what is wanted of late rows."""
+        del inputs
+        needed = frozenset(self.keys) | frozenset(self.time.columns()) | wanted.get(LATE, frozenset())
+        return [needed.union(*(aggregate.columns() for _, aggregate in self.aggregates))]
+
+    @property
+    def uses_event_time(self) -> bool:
+        """Windows fire by watermark."""
+        return True
+
+    def build(self, inputs: Sequence[pa.Schema]) -> Operator:
+        """Make one running copy."""
+        from millstream.operators.window_aggregate_operator import (
+            WindowAggregateOperator,
+        )
+
+        return WindowAggregateOperator(self, inputs[0])

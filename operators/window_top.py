@@ -1,0 +1,175 @@
+"""The top rows per key and window: "the highest bid of every ten seconds"."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+import pyarrow as pa
+from millstream.engine.codes import form_of, plain_type
+from millstream.engine.errors import JobError, SchemaError
+from millstream.engine.expression import Expr
+from millstream.engine.operator import MAIN, Exchange, ExchangeKind, Operator, OperatorSpec
+from millstream.engine.state import DELETED, StateTable
+from millstream.engine.time import show_duration
+from millstream.operators.event_time import TIME_TYPE
+from millstream.operators.windowed import LATE, check_columns, check_time, distinct_names
+from millstream.operators.windows import TumblingWindow
+
+STATE: Final = "top"
+"""The name of the state table: one row per row that is on top now."""
+
+
+@dataclass(frozen=True, eq=False)
+class WindowTop(OperatorSpec):
+    """Keeps the ``n`` best rows of each key and window and emits them when the window closes.
+
+    Windows close, and late rows are treated, as in ``WindowAggregate``. Output: ``columns`` of the rows, ordered by
+    window, within a window by the order in which keys first came, within a key best first.
+
+    Attributes:
+        keys: the columns that name a group; none means one group per window.
+        by: (expression, whether the greatest comes first), the most important first; nulls rank last, NaN is the
+            greatest number. Of rows equal in all of them the first to arrive is better.
+        n: how many rows a group keeps, at least 1.
+        ties: keep also every row that equals the n-th in all of ``by`` (SQL's ``rank() <= n``).
+        time: the event time of a row: a timestamp, or int64 microseconds.
+        lateness: how long a window stays open after its end, microseconds.
+        columns: the output columns, in order; None: all of the input's.
+        keep: put out only those of ``columns`` that are in here, since nobody wants the others; None: all.
+    """
+
+    keys: tuple[str, ...]
+    window: TumblingWindow
+    by: tuple[tuple[Expr, bool], ...]
+    n: int
+    ties: bool
+    time: Expr
+    lateness: int = 0
+    columns: tuple[str, ...] | None = None
+    keep: frozenset[str] | None = None
+
+    def __post_init__(self) -> None:
+        if self.n < 1 or not self.by:
+            raise JobError(f"a top-n needs n >= 1 and something to rank by, got n={self.n}, by={self._by()}")
+        if self.lateness < 0:
+            raise JobError(f"a window's lateness cannot be negative, got {self.lateness} microseconds")
+
+    @property
+    def kind(self) -> str:
+        """One word for plans and errors."""
+        return "window_top"
+
+    def _by(self) -> str:
+        return ", ".join(f"{expr} {'desc' if down else 'asc'}" for expr, down in self.by)
+
+    def identity(self) -> str:
+        """Text that changes exactly when the meaning changes."""
+        return (
+            f"window_top(keys={self.keys!r}, window={self.window.identity()}, by=[{self._by()}], n={self.n}, "
+            f"ties={self.ties}, time={self.time}, lateness={self.lateness}, columns={self.columns!r})"
+        )
+
+    def describe(self) -> str:
+        """One line for the plan."""
+        group = f" of each {', '.join(self.keys)}" if self.keys else ""
+        ties = ", ties kept" if self.ties else ""
+        wait = f", {show_duration(self.lateness)} of lateness" if self.lateness else ""
+        return f"top {self.n}{group} by {self._by()} {self.window.describe()}{ties}{wait}"
+
+    def exchange(self) -> Exchange:
+        """By hash of the keys; without keys one subtask has it all."""
+        return Exchange(ExchangeKind.HASH, self.keys) if self.keys else Exchange(ExchangeKind.SINGLE)
+
+    def output_schemas(self, inputs: Sequence[pa.Schema]) -> Mapping[str, pa.Schema]:
+        """The top rows, and late rows as they came. Raises SchemaError when the input does not fit."""
+        (schema,) = inputs
+        check_columns(self.keys, schema, "key")
+        check_columns(self.columns or (), schema, "output column")
+        for key in self.keys:
+            form_of(schema.field(key).type, f"key column {key!r}")
+        for expr, _ in self.by:
+            form_of(expr.type_in(schema), f"{expr}, which rows are ranked by,")
+        check_time(self.time, schema)
+        if self.columns is not None and len(set(self.columns)) < len(self.columns):
+            raise SchemaError(f"{self.kind}: an output column is named twice in {', '.join(self.columns)}")
+        return {MAIN: pa.schema([_plain_field(schema.field(name)) for name in self._output(schema)]), LATE: schema}
+
+    def _output(self, schema: pa.Schema) -> list[str]:
+        names = schema.names if self.columns is None else self.columns
+        return [name for name in names if self.keep is None or name in self.keep]
+
+    def kept(self, schema: pa.Schema) -> pa.Schema:
+        """The columns of a row that must be kept: what is put out, and what the row is placed by."""
+        needed = self._needed(schema)
+        return pa.schema([_plain_field(field) for field in schema if field.name in needed])
+
+    def _needed(self, schema: pa.Schema) -> frozenset[str]:
+        return frozenset(self._output(schema)).union(self.keys, *(expr.columns() for expr, _ in self.by))
+
+    def state_tables(self, inputs: Sequence[pa.Schema]) -> tuple[StateTable, ...]:
+        """One row per row on top now: its columns, its window_start and its place in arrival."""
+        kept = self.kept(inputs[0])
+        names = distinct_names([*kept.names, "window_start", "arrival"], {DELETED})
+        columns = pa.schema([pa.field(n, t) for n, t in zip(names, [*kept.types, TIME_TYPE, pa.int64()], strict=True)])
+        routed = tuple(names[kept.get_field_index(key)] for key in self.keys)
+        return (StateTable(STATE, columns, keys=(*routed, *names[-2:]), route_by=routed),)
+
+    def columns_needed(self, wanted: Mapping[str, frozenset[str]], inputs: Sequence[pa.Schema]) -> list[frozenset[str]]:
+        """What is kept, the time, and what is wanted of late rows."""
+        kept = self.pruned(wanted)._needed(inputs[0])
+        return [kept | frozenset(self.time.columns()) | wanted.get(LATE, frozenset())]
+
+    def pruned(self, wanted: Mapping[str, frozenset[str]]) -> WindowTop:
+        """Return one that keeps and puts out no more than is wanted."""
+        return replace(self, keep=wanted.get(MAIN, frozenset()))
+
+    @property
+    def uses_event_time(self) -> bool:
+        """Windows fire by watermark."""
+        return True
+
+    def build(self, inputs: Sequence[pa.Schema]) -> Operator:
+        """Make one running copy."""
+        from millstream.operators.window_top_operator import WindowTopOperator
+
+        return WindowTopOperator(self, inputs[0])
+
+    def combiner(self, wanted: Mapping[str, frozenset[str]]) -> OperatorSpec | None:
+        """Leave out, before the exchange, rows that cannot be on top; only where nobody takes late rows.
+
+        A row left out may be late behind the exchange and would then be missed in the late output; without one,
+        all that shows is that ``late_rows`` counts the rows that were sent.
+        """
+        return None if wanted.get(LATE) else WindowTopCombiner(self)
+
+
+@dataclass(frozen=True, eq=False)
+class WindowTopCombiner(OperatorSpec):
+    """Passes on the rows of each batch that are on top in it; the top of all batches is among them. Keeps no state."""
+
+    top: WindowTop
+
+    @property
+    def kind(self) -> str:
+        """One word for plans and errors."""
+        return "window_top_combiner"
+
+    def identity(self) -> str:
+        """Text that changes exactly when the meaning changes."""
+        return f"combiner({self.top.identity()})"
+
+    def output_schemas(self, inputs: Sequence[pa.Schema]) -> Mapping[str, pa.Schema]:
+        """The input's schema."""
+        return {MAIN: inputs[0]}
+
+    def build(self, inputs: Sequence[pa.Schema]) -> Operator:
+        """Make one running copy."""
+        from millstream.operators.window_top_operator import CombinerOperator
+
+        return CombinerOperator(self.top, inputs[0])
+
+
+def _plain_field(field: pa.Field) -> pa.Field:
+    return pa.field(field.name, plain_type(field.type))
