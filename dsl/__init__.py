@@ -1,3 +1,126 @@
-"""Millstream: exactly-once stream processing in Python."""
+"""Millstream: exactly-once stream processing in Python.
+
+Write a job with the names of this package, as in ``import millstream as ms``. Names are loaded when first used, so
+that importing the package costs next to nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from millstream.connectors.blackhole import blackhole
+    from millstream.connectors.files_sink import csv, jsonl, parquet
+    from millstream.connectors.files_source import files
+    from millstream.connectors.generator import generator
+    from millstream.connectors.memory import memory_sink, memory_source
+    from millstream.connectors.printing import print_sink
+    from millstream.engine.errors import (
+        DataError,
+        ExternalError,
+        InternalError,
+        JobError,
+        JobFailed,
+        MillstreamError,
+        SchemaError,
+        StateMismatch,
+        StoreCorrupt,
+        StoreError,
+        StoreLocked,
+        UserCodeError,
+    )
+    from millstream.engine.expression import Expr, call, col, lit, when
+    from millstream.engine.runtime.run import Control, JobResult
+    from millstream.job import Job
+    from millstream.operators.aggregates import count, first, last, max, mean, min, sum
+    from millstream.operators.windows import tumbling
+    from millstream.stream import Stream
+
+_HOMES = {
+    "millstream.connectors.blackhole": ("blackhole",),
+    "millstream.connectors.files_sink": ("csv", "jsonl", "parquet"),
+    "millstream.connectors.files_source": ("files",),
+    "millstream.connectors.generator": ("generator",),
+    "millstream.connectors.memory": ("memory_sink", "memory_source"),
+    "millstream.connectors.printing": ("print_sink",),
+    "millstream.engine.errors": (
+        "DataError",
+        "ExternalError",
+        "InternalError",
+        "JobError",
+        "JobFailed",
+        "MillstreamError",
+        "SchemaError",
+        "StateMismatch",
+        "StoreCorrupt",
+        "StoreError",
+        "StoreLocked",
+        "UserCodeError",
+    ),
+    "millstream.engine.expression": ("Expr", "call", "col", "lit", "when"),
+    "millstream.engine.runtime.run": ("Control", "JobResult"),
+    "millstream.job": ("Job",),
+    "millstream.operators.aggregates": ("count", "first", "last", "max", "mean", "min", "sum"),
+    "millstream.operators.windows": ("tumbling",),
+    "millstream.stream": ("Stream",),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "Control",
+    "DataError",
+    "Expr",
+    "ExternalError",
+    "InternalError",
+    "Job",
+    "JobError",
+    "JobFailed",
+    "JobResult",
+    "MillstreamError",
+    "SchemaError",
+    "StateMismatch",
+    "StoreCorrupt",
+    "StoreError",
+    "StoreLocked",
+    "Stream",
+    "UserCodeError",
+    "blackhole",
+    "call",
+    "col",
+    "count",
+    "csv",
+    "files",
+    "first",
+    "generator",
+    "jsonl",
+    "last",
+    "lit",
+    "max",
+    "mean",
+    "memory_sink",
+    "memory_source",
+    "min",
+    "parquet",
+    "print_sink",
+    "sum",
+    "tumbling",
+    "when",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name from where it lives, once."""
+    home = _HOME_OF.get(name)
+    if home is None:
+        raise AttributeError(f"module 'millstream' has no attribute {name!r}")
+    value = getattr(importlib.import_module(home), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """The public names."""
+    return sorted(__all__)

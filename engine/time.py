@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from datetime import timedelta
@@ -45,8 +46,10 @@ def micros(duration: Duration) -> int:
         value = duration // timedelta(microseconds=1)
     elif isinstance(duration, str):
         value = _parse(duration)
-    else:
+    elif isinstance(duration, (int, float)) and math.isfinite(duration):
         value = round(duration * 1_000_000)
+    else:
+        raise JobError(f"{duration!r} is not a duration: write '1m30s', a timedelta or a number of seconds")
     if value < 0:
         raise JobError(f"a duration cannot be negative, got {duration!r}")
     return value

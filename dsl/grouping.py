@@ -1,0 +1,150 @@
+"""``group_by`` and ``window``: what stands between a stream and its aggregates."""
+
+from __future__ import annotations
+
+import datetime as dt
+from types import NoneType
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from millstream.engine.errors import JobError, SchemaError
+from millstream.engine.expression import Expr, col, lit
+from millstream.engine.graph import Edge, Graph
+from millstream.engine.time import Duration, micros
+from millstream.stream import Stream
+
+if TYPE_CHECKING:
+    from millstream.operators.windows import TumblingWindow
+
+LATE = "late"
+_MICROSECOND = dt.timedelta(microseconds=1)
+
+
+class GroupedStream:
+    """A stream whose rows are told apart by some keys."""
+
+    def __init__(self, graph: Graph, edge: Edge, time: Expr | None, keys: tuple[str, ...]) -> None:
+        self._graph = graph
+        self._edge = edge
+        self._time = time
+        self._keys = keys
+
+    def window(self, window: TumblingWindow, *, lateness: Duration = 0) -> WindowedStream:
+        """Cut event time into windows.
+
+        Args:
+            window: for example ``ms.tumbling("1m")``.
+            lateness: how long after its end a window still takes rows. It fires only then, once, so that its
+                result is never taken back. Rows later still go to ``.late``.
+
+        Raises:
+            JobError: the stream has no event time.
+        """
+        from millstream.operators.windows import TumblingWindow
+
+        if not isinstance(window, TumblingWindow):
+            raise JobError(f"window() takes a window such as ms.tumbling('1m'), got {window!r}")
+        if self._time is None:
+            raise JobError(
+                "window() needs event time: name its column in job.read(..., event_time='paid_at'), and keep that "
+                "column in select(), drop() and map()"
+            )
+        return WindowedStream(self._graph, self._edge, self._time, self._keys, window, micros(lateness))
+
+    def agg(self, *misplaced: Any, **aggregates: Any) -> NoReturn:
+        """Aggregate without a window: not possible; the message says what to write."""
+        del misplaced, aggregates
+        raise JobError("group_by(...).agg(...) needs a window: group_by(...).window(ms.tumbling('1m')).agg(...)")
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> NoReturn:
+            raise AttributeError(f"group_by(...).{name}: first go on with .window(ms.tumbling('1m')).agg(...)")
+
+
+class WindowedStream:
+    """Rows by key and window, waiting to be reduced to a result."""
+
+    def __init__(
+        self, graph: Graph, edge: Edge, time: Expr, keys: tuple[str, ...], window: TumblingWindow, lateness: int
+    ) -> None:
+        self._graph = graph
+        self._edge = edge
+        self._time = time
+        self._keys = keys
+        self._window = window
+        self._lateness = lateness
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> NoReturn:
+            raise AttributeError(f"window(...).{name}: first go on with .agg(orders=ms.count()) or .top(3, by='price')")
+
+    def agg(self, *misplaced: Any, name: str | None = None, **aggregates: Any) -> WindowResult:
+        """Reduce each key and window to one row: the keys, ``window_start``, ``window_end``, the aggregates.
+
+        Args:
+            misplaced: nothing; aggregates need names.
+            name: names the operator.
+            aggregates: ``column=ms.sum("amount")``.
+
+        >>> import datetime as dt
+        >>> import millstream as ms
+        >>> job = ms.Job("j")
+        >>> rows = [{"shop": "a", "at": dt.datetime(2026, 1, 1, 12, 0, s), "amount": s} for s in (1, 2)]
+        >>> out = ms.memory_sink()
+        >>> orders = job.read(ms.memory_source(rows), event_time="at")
+        >>> orders.group_by("shop").window(ms.tumbling("1m")).agg(revenue=ms.sum("amount")).select("revenue").write(out)
+        >>> _ = job.run()
+        >>> out.rows()
+        [{'revenue': 3}]
+        """
+        from millstream.operators.aggregates import AggregateSpec
+        from millstream.operators.window_aggregate import WindowAggregate
+
+        if misplaced or not isinstance(name, (str, NoneType)):
+            raise JobError("agg() needs a name for each aggregate, other than 'name', as in agg(orders=ms.count())")
+        if not aggregates:
+            raise JobError("agg() needs at least one aggregate, as in agg(orders=ms.count())")
+        for column, aggregate in aggregates.items():
+            if not isinstance(aggregate, AggregateSpec):
+                raise SchemaError(f"agg({column}=...) takes an aggregate such as ms.sum('amount'), got {aggregate!r}")
+        spec = WindowAggregate(self._keys, self._window, tuple(aggregates.items()), self._time, self._lateness)
+        node = self._graph.operator(spec, [self._edge], name)
+        # A result happened when its window closed: the last instant of it.
+        time = col("window_end") - lit(_MICROSECOND)
+        return WindowResult(self._graph, Edge(node.id), time, Edge(node.id, LATE), self._time)
+
+    def top(
+        self, n: int, *, by: str | Expr, descending: bool = True, ties: bool = False, name: str | None = None
+    ) -> WindowResult:
+        """Keep the best ``n`` rows of each key and window, whole.
+
+        Args:
+            by: the column or expression that ranks them; nulls rank last.
+            descending: the largest first.
+            ties: keep every row that equals the n-th.
+        """
+        from millstream.operators.window_top import WindowTop
+
+        if not isinstance(n, int) or n < 1:
+            raise JobError(f"top({n!r}, by=...): the number of rows must be a whole number, at least 1")
+        if not isinstance(by, (str, Expr)):
+            raise JobError(f"top({n}, by={by!r}): by is a column's name or an expression such as col('price') * 2")
+        rank = ((col(by) if isinstance(by, str) else by, descending),)
+        spec = WindowTop(self._keys, self._window, rank, n, ties, self._time, self._lateness)
+        node = self._graph.operator(spec, [self._edge], name)
+        return WindowResult(self._graph, Edge(node.id), self._time, Edge(node.id, LATE), self._time)
+
+
+class WindowResult(Stream):
+    """The result of windows, and beside it the rows that came too late for them."""
+
+    def __init__(self, graph: Graph, edge: Edge, time: Expr, late: Edge, late_time: Expr) -> None:
+        super().__init__(graph, edge, time)
+        self._late = late
+        self._late_time = late_time
+
+    @property
+    def late(self) -> Stream:
+        """The rows that came after their window had fired, as they came; also rows without event time."""
+        return Stream(self._graph, self._late, self._late_time)

@@ -1,0 +1,155 @@
+"""``Job``: where streams begin, and what runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextvars import ContextVar
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+from millstream.engine.errors import JobError, SchemaError
+from millstream.engine.expression import col
+from millstream.engine.graph import Edge, Graph, Read, check_columns
+from millstream.engine.plan import Plan, make_plan
+from millstream.engine.source import Source
+from millstream.engine.time import Duration, micros
+from millstream.stream import Stream
+
+if TYPE_CHECKING:
+    from millstream.engine.runtime.monitor import JobStatus
+    from millstream.engine.runtime.run import Control, JobResult
+
+
+IMPORTING: ContextVar[str | None] = ContextVar("IMPORTING", default=None)
+"""The file in which the command line is looking for a job."""
+
+
+class Job:
+    """A graph of streams with a name.
+
+    Args:
+        name: how logs and errors call the job.
+
+    >>> import millstream as ms
+    >>> job = ms.Job("double")
+    >>> out = ms.memory_sink()
+    >>> numbers = job.read(ms.memory_source([{"n": 1}, {"n": 2}]))
+    >>> numbers.select(twice=ms.col("n") * 2).write(out)
+    >>> job.run().outcome
+    'finished'
+    >>> out.rows()
+    [{'twice': 2}, {'twice': 4}]
+    """
+
+    def __init__(self, name: str) -> None:
+        if not isinstance(name, str) or not name:
+            raise JobError(f"a job needs a name, as in Job('orders'), got {name!r}")
+        self.name = name
+        self._graph = Graph()
+
+    def read(
+        self,
+        source: Source,
+        *,
+        event_time: str | None = None,
+        max_delay: Duration = 0,
+        idle_timeout: Duration = 0,
+        name: str | None = None,
+    ) -> Stream:
+        """Read a source.
+
+        Args:
+            source: for example ``ms.files("orders/*.jsonl")``.
+            event_time: the timestamp column that says when a row happened; needed for windows.
+            max_delay: how much later than a newer row an older one may come. Rows later still are late.
+            idle_timeout: after so long without rows, a split no longer holds event time back; 0: it always does.
+            name: another name for the source; positions are kept under it, so that the source itself may change.
+
+        Raises:
+            JobError: ``source`` is not a source.
+            SchemaError: ``event_time`` is not a timestamp column of it.
+        """
+        if not isinstance(source, Source):
+            raise JobError(f"job.read() takes a source such as ms.files('orders/*.jsonl'), got {source!r}")
+        if event_time is not None:
+            check_columns(source.schema, [event_time], f"event_time of source {source.name!r}")
+            type_ = source.schema.field(event_time).type
+            if not (pa.types.is_timestamp(type_) or pa.types.is_date(type_)):
+                raise SchemaError(
+                    f"event_time of source {source.name!r}: column {event_time!r} is {type_}, expected a timestamp. "
+                    f"Read it as one: give the source schema={{..., {event_time!r}: 'timestamp[us]'}}"
+                )
+        read = Read(source, event_time, micros(max_delay), micros(idle_timeout))
+        node = self._graph.read(read, name)
+        return Stream(self._graph, Edge(node.id), col(event_time) if event_time else None)
+
+    @property
+    def graph(self) -> Graph:
+        """The job as written."""
+        return self._graph
+
+    def plan(self, parallelism: int = 1) -> Plan:
+        """Plan the job without running it. Raises JobError if it lacks a source or a sink."""
+        return make_plan(self.name, self._graph, parallelism)
+
+    def run(  # noqa: PLR0913 - all by name
+        self,
+        store: str | Path | None = None,
+        *,
+        every: Duration = "10s",
+        checkpoint_timeout: Duration = "10m",
+        parallelism: int = 1,
+        restarts: int = 3,
+        exactly_once: bool = False,
+        control: Control | None = None,
+        on_status: Callable[[JobStatus], None] | None = None,
+    ) -> JobResult:
+        """Run the job until its sources end, or until ``control.stop()``.
+
+        Args:
+            store: the checkpoint file. Without one the job starts anew each time.
+            every: how often to take a checkpoint.
+            checkpoint_timeout: a checkpoint that is not complete after so long fails, and the job restarts.
+            parallelism: subtasks per stage, and worker threads.
+            restarts: how often in a row to restart after a failure that may pass.
+            exactly_once: refuse to run unless every path from source to sink is exactly-once.
+            control: to stop it from elsewhere.
+            on_status: called now and then with the job's numbers.
+
+        Raises:
+            JobError: the job cannot work as written.
+            StateMismatch: the store belongs to another job or an older form of this one.
+            StoreLocked: the job is already running.
+            JobFailed: it failed more often than ``restarts`` in a row.
+        """
+        from millstream.engine.runtime.coordinator import CheckpointSettings
+        from millstream.engine.runtime.run import RunSettings, run_job
+
+        if (file := IMPORTING.get()) is not None:
+            raise JobError(
+                f"{file} runs its job itself when it is imported: leave that to the command line, or put job.run() "
+                f"under if __name__ == '__main__':"
+            )
+        plan = self.plan(parallelism)
+        if exactly_once:
+            _demand_exactly_once(plan)
+        interval, timeout = micros(every) / 1_000_000, micros(checkpoint_timeout) / 1_000_000
+        if interval <= 0:
+            raise JobError(f"every={every!r}: the time between checkpoints must be positive, as in every='1s'")
+        if timeout <= 0:
+            raise JobError(f"checkpoint_timeout={checkpoint_timeout!r} must be positive, as in '10m'")
+        settings = RunSettings(
+            store=Path(store) if store is not None else None,
+            checkpoints=CheckpointSettings(every=interval, timeout=timeout),
+            restarts=restarts,
+            on_status=on_status,
+        )
+        return run_job(plan, settings, control=control)
+
+
+def _demand_exactly_once(plan: Plan) -> None:
+    weak = [g for g in plan.guarantees if not g.exactly_once]
+    if weak:
+        paths = "\n".join(f"  - {g.source} → {g.sink}: {g.reason}" for g in weak)
+        raise JobError(f"job {plan.job!r} asks for exactly-once, but these paths are not:\n{paths}")

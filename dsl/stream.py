@@ -1,0 +1,271 @@
+"""``Stream``: what flows, and everything that can be done with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
+
+import pyarrow as pa
+from millstream.engine.errors import JobError, SchemaError
+from millstream.engine.expression import Expr, col
+from millstream.engine.expression_tree import Alias, as_expr
+from millstream.engine.graph import Edge, Graph, Write, check_columns
+from millstream.engine.operator import MAIN, OperatorSpec
+from millstream.engine.sink import Sink
+from millstream.operators.project import Filter, Project
+from millstream.operators.python import FlatMap, Map, MapBatches
+from millstream.operators.union import Union
+
+if TYPE_CHECKING:
+    from millstream.grouping import GroupedStream, WindowedStream
+
+Schema: TypeAlias = pa.Schema | Mapping[str, Any]
+
+
+class Stream:
+    """Rows with a schema, on their way. Every method returns a new stream; nothing runs until the job does."""
+
+    def __init__(self, graph: Graph, edge: Edge, time: Expr | None) -> None:
+        self._graph = graph
+        self._edge = edge
+        self._time = time
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The columns."""
+        return self._graph.schema(self._edge)
+
+    @property
+    def columns(self) -> list[str]:
+        """The names of the columns."""
+        return list(self.schema.names)
+
+    def __repr__(self) -> str:
+        return f"Stream({', '.join(f'{f.name}: {f.type}' for f in self.schema)})"
+
+    # -- columns -----------------------------------------------------------------------------------------------
+
+    def select(self, *columns: str | Expr, **named: Expr | str | float | bool) -> Stream:
+        """Keep only these columns, existing or computed.
+
+        Args:
+            columns: names, or expressions (``col("a") + 1`` needs ``.alias("b")``).
+            named: ``new_name=expression``.
+
+        >>> import millstream as ms
+        >>> s = ms.Job("j").read(ms.memory_source([{"a": 1, "b": 2}]))
+        >>> s.select("a", total=ms.col("a") + ms.col("b")).columns
+        ['a', 'total']
+        """
+        exprs = [_named(column, "select") for column in columns] + self._values(named, "select")
+        if not exprs:
+            raise SchemaError("select() needs at least one column, as in select('id', total=col('a') + col('b'))")
+        return self._project(exprs, "select")
+
+    def with_columns(self, *columns: Expr, **named: Expr | str | float | bool) -> Stream:
+        """Add columns, or replace those of the same name.
+
+        Args:
+            columns: expressions with ``.alias("name")``.
+            named: ``new_name=expression``; what is no expression stands in every row.
+
+        >>> import millstream as ms
+        >>> s = ms.Job("j").read(ms.memory_source([{"a": 1}]))
+        >>> s.with_columns(b=ms.col("a") * 2).columns
+        ['a', 'b']
+        """
+        values = dict([_named(column, "with_columns") for column in columns] + self._values(named, "with_columns"))
+        exprs = [(name, values.pop(name, col(name))) for name in self.columns]
+        return self._project([*exprs, *values.items()], "with_columns")
+
+    def drop(self, *columns: str) -> Stream:
+        """Leave columns out."""
+        check_columns(self.schema, columns, "drop()")
+        kept = [name for name in self.columns if name not in columns]
+        if not kept:
+            raise SchemaError(f"drop({', '.join(map(repr, columns))}) leaves no column")
+        return self._project([(name, col(name)) for name in kept], "drop")
+
+    def rename(self, names: Mapping[str, str] | None = None, /, **new_to_old: str) -> Stream:
+        """Rename columns: ``rename({"old": "new"})`` or ``rename(new="old")``."""
+        mapping = {**(names or {}), **{old: new for new, old in new_to_old.items()}}
+        check_columns(self.schema, list(mapping), "rename()")
+        return self._project([(mapping.get(name, name), col(name)) for name in self.columns], "rename")
+
+    def filter(self, predicate: Expr) -> Stream:
+        """Keep the rows for which the predicate is true (not false, not null).
+
+        >>> import millstream as ms
+        >>> s = ms.Job("j").read(ms.memory_source([{"a": 1}]))
+        >>> s.filter((ms.col("a") > 0) & (ms.col("a") < 9)).columns
+        ['a']
+        """
+        if not isinstance(predicate, Expr):
+            raise JobError(f"filter() takes an expression such as col('price') > 10, got {predicate!r}")
+        return self._then(Filter(predicate), self._time)
+
+    # -- Python functions --------------------------------------------------------------------------------------
+
+    def map_batches(
+        self, fn: Callable[[pa.RecordBatch], pa.RecordBatch], *, schema: Schema | None = None, name: str | None = None
+    ) -> Stream:
+        """Apply a function to whole Arrow batches.
+
+        Args:
+            fn: takes and returns a ``pa.RecordBatch`` (any number of rows).
+            schema: what it returns; without one it is called once with an empty batch to find out.
+            name: names the operator.
+        """
+        return self._then(MapBatches(fn, schema), self._time, name)
+
+    def map(
+        self,
+        fn: Callable[[dict[str, Any]], dict[str, Any]],
+        *,
+        schema: Schema | None = None,
+        name: str | None = None,
+    ) -> Stream:
+        """Apply a function to each row, as a dict.
+
+        Args:
+            fn: takes a row and returns one, with exactly the columns of ``schema``.
+            schema: what it returns, as in ``{"id": "int64", "label": str}``; cannot be left out.
+            name: names the operator.
+
+        >>> import millstream as ms
+        >>> s = ms.Job("j").read(ms.memory_source([{"a": 1}]))
+        >>> s.map(lambda row: {"b": row["a"] + 1}, schema={"b": "int64"}).columns
+        ['b']
+        """
+        return self._then(Map(fn, schema), self._time, name)
+
+    def flat_map(
+        self,
+        fn: Callable[[dict[str, Any]], Iterable[dict[str, Any]]],
+        *,
+        schema: Schema | None = None,
+        name: str | None = None,
+    ) -> Stream:
+        """Replace each row (a dict) by any number of rows, returned or yielded; else as ``map``."""
+        return self._then(FlatMap(fn, schema), self._time, name)
+
+    # -- several streams ---------------------------------------------------------------------------------------
+
+    def union(self, *others: Stream) -> Stream:
+        """Put streams of the same columns together; event time is then the furthest behind of theirs."""
+        for other in others:
+            if not isinstance(other, Stream):
+                raise JobError(f"union() takes streams, got {other!r}")
+            if other._graph is not self._graph:
+                raise JobError("union() of streams of two jobs: a stream belongs to the job whose read() began it")
+        edges = [self._edge, *(other._edge for other in others)]
+        node = self._graph.operator(Union(len(edges)), edges)
+        same_time = all(str(other._time) == str(self._time) for other in others)
+        return Stream(self._graph, Edge(node.id), self._time if same_time else None)
+
+    def split(self, *predicates: Expr) -> tuple[Stream, ...]:
+        """Part a stream: each row goes to the first predicate that is true of it, or else to the last stream.
+
+        Returns one stream per predicate, and one more for the rest.
+
+        >>> import millstream as ms
+        >>> s = ms.Job("j").read(ms.memory_source([{"a": 1}]))
+        >>> small, large, rest = s.split(ms.col("a") < 10, ms.col("a") >= 10)
+        """
+        if not predicates:
+            raise JobError("split() needs at least one predicate, as in paid, rest = s.split(col('status') == 'paid')")
+        for predicate in predicates:
+            if not isinstance(predicate, Expr):
+                raise JobError(f"split() takes predicates such as col('status') == 'paid', got {predicate!r}")
+            Filter(predicate).output_schemas([self.schema])
+        taken: Expr | None = None
+        parts = []
+        for predicate in predicates:
+            true = predicate.fill_null(False)
+            parts.append(self.filter(true if taken is None else true & ~taken))
+            taken = true if taken is None else taken | true
+        assert taken is not None
+        return (*parts, self.filter(~taken))
+
+    # -- groups and windows ------------------------------------------------------------------------------------
+
+    def group_by(self, *keys: str) -> GroupedStream:
+        """Bring rows with equal keys together; follow it with ``.window(...)``."""
+        from millstream.grouping import GroupedStream
+
+        if not keys:
+            raise JobError("group_by() needs a column; for one result over all rows leave it out: stream.window(...)")
+        check_columns(self.schema, keys, "group_by()")
+        return GroupedStream(self._graph, self._edge, self._time, keys)
+
+    def agg(self, *misplaced: Any, **aggregates: Any) -> NoReturn:
+        """Aggregate without a window: not possible; the message says what to write."""
+        del misplaced, aggregates
+        raise JobError("agg() needs a window: stream.window(ms.tumbling('1m')).agg(...), or group_by(...) before it")
+
+    def window(self, window: Any, *, lateness: Any = 0) -> WindowedStream:
+        """Cut event time into windows, over all rows; see ``GroupedStream.window``."""
+        from millstream.grouping import GroupedStream
+
+        return GroupedStream(self._graph, self._edge, self._time, ()).window(window, lateness=lateness)
+
+    # -- out ---------------------------------------------------------------------------------------------------
+
+    def write(self, sink: Sink) -> None:
+        """End the stream in a sink.
+
+        Raises:
+            JobError: it is not a sink, or another sink of the job has its name.
+            SchemaError: the sink cannot take these columns.
+        """
+        if not isinstance(sink, Sink):
+            raise JobError(f"write() takes a sink such as ms.parquet('out/'), got {sink!r}")
+        self._graph.write(Write(sink), self._edge)
+
+    # -- inside ------------------------------------------------------------------------------------------------
+
+    def _then(self, spec: OperatorSpec, time: Expr | None, name: str | None = None) -> Stream:
+        node = self._graph.operator(spec, [self._edge], name)
+        stream = Stream(self._graph, Edge(node.id, MAIN), time)
+        if time is not None and not time.columns() <= set(stream.columns):
+            stream._time = None
+        return stream
+
+    def _project(self, exprs: list[tuple[str, Expr]], where: str) -> Stream:
+        try:
+            return self._then(Project(tuple(exprs)), self._renamed_time(exprs))
+        except SchemaError as error:
+            raise SchemaError(f"{where}(): {error}") from None
+
+    def _values(self, named: Mapping[str, Any], where: str) -> list[tuple[str, Expr]]:
+        for name, value in named.items():
+            if isinstance(value, str) and value in self.columns:
+                raise SchemaError(
+                    f"{where}({name}={value!r}) would write the text {value!r} into every row, but a column has "
+                    f"that name: write col({value!r}) for the column, lit({value!r}) for the text"
+                )
+        return [(name, as_expr(value)) for name, value in named.items()]
+
+    def _renamed_time(self, exprs: list[tuple[str, Expr]]) -> Expr | None:
+        """Event time under the new names; none if one of its columns is left out or computed anew."""
+        if self._time is None:
+            return None
+        moved = {expr.is_column(): col(name) for name, expr in reversed(exprs) if expr.is_column() is not None}
+        if not self._time.columns() <= moved.keys():
+            return None
+        return self._time.substitute({name: to for name, to in moved.items() if name is not None})
+
+
+def _named(value: Any, where: str) -> tuple[str, Expr]:
+    """Return a column with its name: a name by itself, a column, or an expression with an alias."""
+    if isinstance(value, str):
+        return value, col(value)
+    if not isinstance(value, Expr):
+        raise SchemaError(
+            f"{where}() takes names of columns and expressions, separated by commas, such as 'id', col('price') * 2; "
+            f"got {value!r}"
+        )
+    name = value.name if isinstance(value, Alias) else value.is_column()
+    if name is None:
+        raise SchemaError(f"{value} has no name: write {where}(name={value}) or add .alias('name')")
+    return name, value

@@ -1,0 +1,164 @@
+"""The contract between the engine and an operator.
+
+An *operator spec* is a value in the job's graph: what the operator does, to which columns, with which types. An
+*operator* is one running copy of it (one per subtask). It never sees threads, channels, barriers or the store.
+"""
+
+from __future__ import annotations
+
+import enum
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import pyarrow as pa
+from millstream.engine.state import StateDelta, StateTable
+
+if TYPE_CHECKING:
+    from millstream.engine.expression import Expr
+
+MAIN = "main"
+"""The port every operator has."""
+
+
+class Output(Protocol):
+    """Where an operator puts what it makes."""
+
+    def emit(self, batch: pa.RecordBatch, port: str = MAIN) -> None:
+        """Pass a batch on; an empty one goes no further."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class OperatorContext:
+    """What a running operator may know of its place in the job."""
+
+    job: str
+    operator: str
+    subtask: int
+    parallelism: int
+
+
+class ExchangeKind(enum.Enum):
+    """How rows must be distributed over an operator's subtasks."""
+
+    FORWARD = "forward"  # any subtask will do: stay where you are
+    HASH = "hash"  # rows with equal keys meet in one subtask
+    SINGLE = "single"  # all rows meet in subtask 0
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """A distribution, with its key columns when it is by hash."""
+
+    kind: ExchangeKind = ExchangeKind.FORWARD
+    keys: tuple[str, ...] = ()
+
+
+FORWARD = Exchange()
+
+
+class Operator(ABC):
+    """One running copy of an operator. Calls come from one thread at a time."""
+
+    def open(self, context: OperatorContext) -> None:
+        """Called once, before ``restore`` and the first batch."""
+
+    @abstractmethod
+    def process(self, batch: pa.RecordBatch, out: Output) -> None:
+        """Take one batch (never empty) and emit what follows from it."""
+
+    def process_input(self, index: int, batch: pa.RecordBatch, out: Output) -> None:
+        """Take one batch of input ``index``; operators with several inputs override this."""
+        del index
+        self.process(batch, out)
+
+    def on_watermark(self, time: int, out: Output) -> None:
+        """Event time has reached ``time`` (microseconds); the engine passes the watermark on afterwards."""
+
+    def snapshot(self, epoch: int) -> Mapping[str, StateDelta]:
+        """Return the deltas since the last call, by state table; tables that did not change may be left out."""
+        del epoch
+        return {}
+
+    def restore(self, table: str, batches: Iterable[pa.RecordBatch], full_from: int) -> None:
+        """Take back this subtask's rows of one state table, in the order they were written.
+
+        KEYED rows still carry ``deleted``; the last row of a key wins. ROWS come without dropped buckets.
+        ``full_from`` is the table's own from the manifest: hand it to ``RollingBase``.
+        """
+        del batches, full_from
+        raise AssertionError(f"{type(self).__name__} declares state table {table!r} but cannot restore it")
+
+    def counters(self) -> Mapping[str, int]:
+        """Numbers worth showing, such as ``{"late_rows": 3}``."""
+        return {}
+
+    def close(self) -> None:
+        """Called once, after the last batch; after a crash it is not called."""
+
+
+class OperatorSpec(ABC):
+    """What an operator does, before it runs. Immutable; equal specs have equal ``identity()``."""
+
+    @property
+    @abstractmethod
+    def kind(self) -> str:
+        """One word for plans and errors: ``"filter"``, ``"window"``."""
+
+    @abstractmethod
+    def identity(self) -> str:
+        """Text that changes exactly when the meaning changes: the operator's id is derived from it."""
+
+    @abstractmethod
+    def output_schemas(self, inputs: Sequence[pa.Schema]) -> Mapping[str, pa.Schema]:
+        """Return the schema of each port. Raises SchemaError when the inputs do not fit."""
+
+    @abstractmethod
+    def build(self, inputs: Sequence[pa.Schema]) -> Operator:
+        """Make one running copy for inputs of these (possibly pruned) schemas."""
+
+    def describe(self) -> str:
+        """One line for the plan."""
+        return self.identity()
+
+    def exchange(self) -> Exchange:
+        """How the input must be distributed."""
+        return FORWARD
+
+    def state_tables(self, inputs: Sequence[pa.Schema]) -> tuple[StateTable, ...]:
+        """Declare the operator's state; () means stateless."""
+        del inputs
+        return ()
+
+    def columns_needed(self, wanted: Mapping[str, frozenset[str]], inputs: Sequence[pa.Schema]) -> list[frozenset[str]]:
+        """Return the columns of each input needed to make the ``wanted`` columns of each port.
+
+        The default asks for everything, which is always right.
+        """
+        del wanted
+        return [frozenset(schema.names) for schema in inputs]
+
+    def pruned(self, wanted: Mapping[str, frozenset[str]]) -> OperatorSpec:
+        """Return a spec that makes no more than the ``wanted`` columns (or itself: also right)."""
+        del wanted
+        return self
+
+    @property
+    def uses_event_time(self) -> bool:
+        """Whether the operator needs watermarks."""
+        return False
+
+    def as_filter(self) -> Expr | None:
+        """The predicate, if all the operator does is keep the rows for which it is true."""
+        return None
+
+    def as_projection(self) -> Mapping[str, Expr] | None:
+        """Output columns as expressions over the input's, if all the operator does is compute them row by row."""
+        return None
+
+    def combiner(self, wanted: Mapping[str, frozenset[str]]) -> OperatorSpec | None:
+        """A stateless operator that may run before the exchange to make less to send, or None."""
+        del wanted
+        return None

@@ -1,0 +1,1 @@
+"""How a planned job runs: subtasks, channels, workers, the checkpoint coordinator, recovery."""

@@ -1,0 +1,241 @@
+"""From a plan to subtasks wired by channels, with their state handed back."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import pyarrow as pa
+from millstream.engine.element import Epoch, Generation
+from millstream.engine.errors import InternalError
+from millstream.engine.failpoints import hit
+from millstream.engine.graph import Node, Read, Write
+from millstream.engine.operator import FORWARD, Operator, OperatorContext, OperatorSpec
+from millstream.engine.plan import Plan, Stage, StageInput
+from millstream.engine.runtime.chain import ChannelTarget, OperatorTarget, Ports, SinkTarget, Target
+from millstream.engine.runtime.channel import CAPACITY, Channel
+from millstream.engine.runtime.source_reading import SourceReading
+from millstream.engine.runtime.splits import SplitQueue
+from millstream.engine.runtime.subtask import Acknowledge, ChannelSubtask, Parts, SourceSubtask, Subtask
+from millstream.engine.sink import Committer, SinkContext, SinkWriter
+from millstream.engine.state import StateTable
+from millstream.engine.store.store import CheckpointStore
+from millstream.engine.store.types import SplitPosition
+from millstream.engine.time import Clock
+
+
+@dataclass
+class Running:
+    """A generation's subtasks, in an order in which producers come before consumers.
+
+    ``worker_of`` says which of ``plan.parallelism`` workers steps a subtask.
+    """
+
+    plan: Plan
+    subtasks: list[Subtask]
+    worker_of: dict[str, int]
+    committers: dict[str, Committer]
+    channels: list[tuple[str, str, Channel]]
+
+    @property
+    def sources(self) -> list[SourceSubtask]:
+        """The subtasks that read splits."""
+        return [s for s in self.subtasks if isinstance(s, SourceSubtask)]
+
+    def close(self) -> None:
+        """Let go of everything the generation holds."""
+        for subtask in self.subtasks:
+            subtask.close()
+        for committer in self.committers.values():
+            committer.close()
+
+
+class Builder:
+    """Builds one generation. ``restored`` is the epoch to take state from, None for a fresh start."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        store: CheckpointStore,
+        *,
+        generation: Generation,
+        restored: Epoch | None,
+        clock: Clock,
+        acknowledge: Acknowledge,
+        channel_capacity: int = CAPACITY,
+    ) -> None:
+        self._plan = plan
+        self._store = store
+        self._generation = generation
+        self._restored = restored
+        self._clock = clock
+        self._acknowledge = acknowledge
+        self._capacity = channel_capacity
+        self._channels: dict[tuple[int, int, int], list[Channel]] = {}  # (stage, input, subtask) -> from upstream
+        self._wiring: list[tuple[str, str, Channel]] = []
+        self._tables = {s.id: s.tables for s in plan.states}
+        self._watermarks: Mapping[str, int] = {}
+        positions: list[SplitPosition] = []
+        if restored is not None:
+            manifest = store.facts().last
+            assert manifest is not None
+            assert manifest.epoch == restored, f"{manifest.epoch=} {restored=}"
+            self._watermarks = manifest.watermarks
+            positions = store.positions(restored)
+        self._queues = {
+            node.id: SplitQueue(
+                node.body.source, [p for p in positions if p.source_id == node.id], self._width(node), clock
+            )
+            for node in plan.graph.sources()
+            if isinstance(node.body, Read)
+        }
+
+    def build(self) -> Running:
+        """Make every subtask, consumers first so that their channels exist, and restore all state."""
+        subtasks: list[Subtask] = []
+        for stage in reversed(self._plan.stages):
+            subtasks += [self._subtask(stage, index) for index in reversed(range(stage.parallelism))]
+        subtasks.reverse()
+        hit("recovery.restore")
+        if self._restored is not None:
+            self._restore(subtasks, self._restored)
+        workers = {s.name: i for s, i in zip(subtasks, self._placement(), strict=True)}
+        return Running(self._plan, subtasks, workers, self.committers, self._wiring)
+
+    @cached_property
+    def committers(self) -> dict[str, Committer]:
+        """One committer per sink."""
+        made: dict[str, Committer] = {}
+        for node in self._plan.graph.sinks():
+            assert isinstance(node.body, Write)
+            made[node.id] = node.body.sink.committer(self._input(node), self._sink_context(node, 0, self._width(node)))
+        return made
+
+    def _placement(self) -> Iterator[int]:
+        for stage in self._plan.stages:
+            for index in range(stage.parallelism):
+                yield index if stage.parallelism > 1 else stage.index % self._plan.parallelism
+
+    def _width(self, node: Node) -> int:
+        return self._plan.stage_of(node.id).parallelism
+
+    def _input(self, node: Node) -> pa.Schema:
+        return self._plan.graph.schema(node.inputs[0])
+
+    def _name(self, stage: Stage, index: int) -> str:
+        return f"{self._plan.graph.nodes[stage.root].name}[{index}]"
+
+    def _sink_context(self, node: Node, index: int, parallelism: int) -> SinkContext:
+        return SinkContext(self._plan.job, self._store.job_id, node.id, self._generation, index, parallelism)
+
+    # -- one subtask -------------------------------------------------------------------------------------------
+
+    def _subtask(self, stage: Stage, index: int) -> Subtask:
+        parts = Parts()
+        name = f"{stage.index}:{self._name(stage, index)}"
+        root = self._plan.graph.nodes[stage.root]
+        if isinstance(root.body, Read):
+            head = self._ports(stage, index, root, parts, name)
+            reading = SourceReading(root.id, root.body, self._queues[root.id], self._clock)
+            return SourceSubtask(name, parts, self._acknowledge, reading, head)
+        target = self._target(stage, index, root, parts, name)
+        inputs = []
+        for position, stage_input in enumerate(stage.inputs):
+            for producer, channel in self._incoming(stage, position, stage_input, index):
+                inputs.append((position, channel))
+                self._wiring.append((producer, name, channel))
+        return ChannelSubtask(name, parts, self._acknowledge, inputs, target)
+
+    def _incoming(self, stage: Stage, position: int, into: StageInput, index: int) -> list[tuple[str, Channel]]:
+        """Make this subtask's channels of one input: from every upstream subtask, or only from its own for FORWARD."""
+        upstream = self._plan.stage_of(into.edge.node)
+        indices = range(upstream.parallelism)
+        if into.exchange == FORWARD:
+            indices = range(index, upstream.parallelism, stage.parallelism) if upstream.parallelism else indices
+        made = [(i, Channel(self._capacity)) for i in indices]
+        for i, channel in made:
+            self._channels.setdefault((stage.index, position, i), []).append(channel)
+        return [(f"{upstream.index}:{self._name(upstream, i)}", channel) for i, channel in made]
+
+    def _target(self, stage: Stage, index: int, node: Node, parts: Parts, name: str) -> OperatorTarget | SinkTarget:
+        match node.body:
+            case Write(sink):
+                context = self._sink_context(node, index, stage.parallelism)
+                target = SinkTarget(node.id, node.label, sink.writer(self._input(node), context), index)
+                parts.sinks.append(target)
+                return target
+            case OperatorSpec():
+                operator = node.body.build(self._plan.input_schemas(node))
+                operator.open(OperatorContext(self._plan.job, node.name, index, stage.parallelism))
+                ports = self._ports(stage, index, node, parts, name)
+                made = OperatorTarget(node.id, node.label, operator, ports, index)
+                parts.operators.append(made)
+                return made
+            case Read():
+                raise InternalError(f"source {node.name!r} is not at the head of its stage")
+
+    def _ports(self, stage: Stage, index: int, node: Node, parts: Parts, name: str) -> Ports:
+        targets: dict[str, list[Target]] = defaultdict(list)
+        for consumer in self._plan.graph.consumers(node.id):
+            into = self._plan.stage_of(consumer.id)
+            for position, edge in enumerate(consumer.inputs):
+                if edge.node != node.id:
+                    continue
+                if into.index == stage.index and consumer.id != into.root:
+                    targets[edge.port].append(self._target(stage, index, consumer, parts, name))
+                else:
+                    targets[edge.port].append(self._leaving(into, position, index, parts))
+        return Ports(targets)
+
+    def _leaving(self, into: Stage, position: int, index: int, parts: Parts) -> ChannelTarget:
+        stage_input = into.inputs[position]
+        combiner: Operator | None = None
+        if stage_input.combiner is not None:
+            combiner = stage_input.combiner.build([self._plan.graph.schema(stage_input.edge)])
+        # Consumers were built from the last subtask to the first: turn their channels round.
+        channels = list(reversed(self._channels[into.index, position, index]))
+        target = ChannelTarget(stage_input.exchange, channels, 0, combiner)
+        parts.outputs.append(target)
+        return target
+
+    # -- state -------------------------------------------------------------------------------------------------
+
+    def _restore(self, subtasks: Sequence[Subtask], epoch: Epoch) -> None:
+        operators: dict[str, list[Operator | SinkWriter]] = defaultdict(list)
+        for subtask in subtasks:
+            for target in subtask.parts.operators:
+                operators[target.id].append(target.operator)
+            for sink in subtask.parts.sinks:
+                operators[sink.id].append(sink.writer)
+        manifest = self._store.facts().last
+        assert manifest is not None
+        for id_, copies in operators.items():
+            for table in self._tables.get(id_, ()):
+                described = manifest.tables.get((id_, table.name))
+                if described is not None:
+                    self._restore_table(id_, table, copies, epoch, described.full_from)
+        for subtask in subtasks:
+            for target in subtask.parts.operators:
+                if target.id in self._watermarks:
+                    # Lateness is judged by the operator's own watermark: without it a row that was late before
+                    # the crash would be taken now, and a window that has fired would fire again.
+                    target.watermark(self._watermarks[target.id])
+
+    def _restore_table(
+        self, id_: str, table: StateTable, copies: Sequence[Operator | SinkWriter], epoch: Epoch, full_from: int
+    ) -> None:
+        if len(copies) == 1 or not table.route_by:
+            copies[0].restore(table.name, self._store.restore_rows(id_, table, epoch), full_from)
+            return
+        from millstream.engine.hashing import exchange_hash, partition
+
+        routed: list[list[pa.RecordBatch]] = [[] for _ in copies]
+        for batch in self._store.restore_rows(id_, table, epoch):
+            hashes = exchange_hash([batch.column(name) for name in table.route_by])
+            for rows, part in zip(routed, partition(batch, hashes, len(copies)), strict=True):
+                if part.num_rows:
+                    rows.append(part)
+        for copy, rows in zip(copies, routed, strict=True):
+            copy.restore(table.name, rows, full_from)

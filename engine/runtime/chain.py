@@ -1,0 +1,232 @@
+"""The operators of one subtask at work: a tree through which batches, watermarks and barriers are pushed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import pyarrow as pa
+from millstream.engine.element import Barrier, BarrierKind, Element, Idle, Watermark
+from millstream.engine.errors import InternalError, MillstreamError, UserCodeError
+from millstream.engine.failpoints import hit
+from millstream.engine.operator import MAIN, Exchange, ExchangeKind, Operator
+from millstream.engine.runtime.channel import Channel
+from millstream.engine.sink import Committable, SinkWriter
+from millstream.engine.store.types import NamedDelta
+from millstream.engine.time import START_OF_TIME
+
+
+@dataclass
+class Snapshot:
+    """What one subtask hands over at a barrier, gathered operator by operator."""
+
+    deltas: list[NamedDelta] = field(default_factory=list)
+    committables: list[tuple[str, Committable]] = field(default_factory=list)
+    watermarks: dict[str, int] = field(default_factory=dict)
+
+
+class Target(Protocol):
+    """Something that takes elements: the next operator, a sink, or the channels to another stage."""
+
+    def batch(self, batch: pa.RecordBatch) -> None:
+        """Take a batch that is not empty."""
+        ...
+
+    def watermark(self, time: int) -> None:
+        """Event time has reached ``time``."""
+        ...
+
+    def idle(self) -> None:
+        """The input is idle."""
+        ...
+
+    def barrier(self, barrier: Barrier, into: Snapshot) -> None:
+        """Add your part of the snapshot and pass the barrier on."""
+        ...
+
+
+class Ports:
+    """The targets behind each port of an operator; also the Output it emits into."""
+
+    def __init__(self, ports: Mapping[str, Sequence[Target]]) -> None:
+        self._ports = dict(ports)
+        self._all = [target for targets in ports.values() for target in targets]
+        self.rows = 0
+
+    def emit(self, batch: pa.RecordBatch, port: str = MAIN) -> None:
+        """Pass a batch to whoever reads the port."""
+        if not batch.num_rows:
+            return
+        self.rows += batch.num_rows
+        for target in self._ports.get(port, ()):
+            target.batch(batch)
+
+    def watermark(self, time: int) -> None:
+        """Pass a watermark to every port."""
+        for target in self._all:
+            target.watermark(time)
+
+    def idle(self) -> None:
+        """Pass idleness to every port."""
+        for target in self._all:
+            target.idle()
+
+    def barrier(self, barrier: Barrier, into: Snapshot) -> None:
+        """Pass a barrier to every port."""
+        for target in self._all:
+            target.barrier(barrier, into)
+
+
+class OperatorTarget:
+    """An operator within a subtask."""
+
+    def __init__(self, id_: str, label: str, operator: Operator, ports: Ports, subtask: int) -> None:
+        self.id = id_
+        self.label = label
+        self.operator = operator
+        self.ports = ports
+        self._subtask = subtask
+        self.time = START_OF_TIME
+        self.rows = 0
+
+    def batch(self, batch: pa.RecordBatch) -> None:
+        """Process a batch of the only input."""
+        self.batch_of(0, batch)
+
+    def batch_of(self, index: int, batch: pa.RecordBatch) -> None:
+        """Process a batch of one of several inputs."""
+        self.rows += batch.num_rows
+        self._guard(lambda: self.operator.process_input(index, batch, self.ports))
+
+    def watermark(self, time: int) -> None:
+        """Let the operator act on the time first: what it fires belongs before the watermark."""
+        if time <= self.time:
+            return
+        self.time = time
+        self._guard(lambda: self.operator.on_watermark(time, self.ports))
+        self.ports.watermark(time)
+
+    def idle(self) -> None:
+        """Idleness concerns only those who merge inputs."""
+        self.ports.idle()
+
+    def barrier(self, barrier: Barrier, into: Snapshot) -> None:
+        """Take the snapshot, then pass the barrier on."""
+        into.watermarks[self.id] = self.time
+        deltas = self.operator.snapshot(barrier.epoch)
+        into.deltas += [NamedDelta(self.id, table, delta, self._subtask) for table, delta in deltas.items()]
+        self.ports.barrier(barrier, into)
+
+    def _guard(self, call: Callable[[], None]) -> None:
+        """Name the operator in whatever goes wrong inside it, once."""
+        try:
+            call()
+        except MillstreamError as error:
+            if not getattr(error, "__notes__", None):
+                error.add_note(f"in {self.label}, subtask {self._subtask}")
+            raise
+        except (ArithmeticError, LookupError, TypeError, ValueError, RuntimeError, OSError, pa.ArrowException) as error:
+            raise UserCodeError(f"{self.label}, subtask {self._subtask}: {type(error).__name__}: {error}") from error
+
+
+class SinkTarget:
+    """A sink's writer within a subtask."""
+
+    def __init__(self, id_: str, label: str, writer: SinkWriter, subtask: int) -> None:
+        self.id = id_
+        self.label = label
+        self.writer = writer
+        self._subtask = subtask
+        self.rows = 0
+        self.time = START_OF_TIME
+
+    def batch(self, batch: pa.RecordBatch) -> None:
+        """Write a batch."""
+        self.rows += batch.num_rows
+        self.writer.write(batch)
+
+    def watermark(self, time: int) -> None:
+        """Note it, to show it."""
+        self.time = max(self.time, time)
+
+    def idle(self) -> None:
+        """Nothing to do: a sink holds no watermark back."""
+
+    def barrier(self, barrier: Barrier, into: Snapshot) -> None:
+        """Prepare the epoch, then take the snapshot of what is held back."""
+        hit("sink.prepare")
+        prepared = self.writer.prepare(barrier.epoch, barrier.kind is BarrierKind.FINAL)
+        into.committables += [(self.id, committable) for committable in prepared]
+        hit("sink.prepared")
+        deltas = self.writer.snapshot(barrier.epoch)
+        into.deltas += [NamedDelta(self.id, table, delta, self._subtask) for table, delta in deltas.items()]
+
+
+class ChannelTarget:
+    """The channels to the subtasks of another stage, with the exchange that chooses among them."""
+
+    def __init__(
+        self, exchange: Exchange, channels: Sequence[Channel], subtask: int, combiner: Operator | None
+    ) -> None:
+        self.channels = tuple(channels)
+        self._exchange = exchange
+        self._own = subtask % len(self.channels)
+        self._combine = combiner
+
+    @property
+    def full(self) -> bool:
+        """Whether any channel has no room: the slowest consumer sets the pace."""
+        return any(channel.full for channel in self.channels)
+
+    def batch(self, batch: pa.RecordBatch) -> None:
+        """Send a batch, or its parts, where it belongs."""
+        if self._combine is not None:
+            self._combine.process(batch, _Sender(self))
+        else:
+            self.send(batch)
+
+    def send(self, batch: pa.RecordBatch) -> None:
+        """Send a combined batch."""
+        if self._exchange.kind is not ExchangeKind.HASH or len(self.channels) == 1:
+            self.channels[self._own if self._exchange.kind is ExchangeKind.FORWARD else 0].put(batch)
+            return
+        from millstream.engine.hashing import exchange_hash, partition
+
+        hashes = exchange_hash([batch.column(name) for name in self._exchange.keys])
+        for channel, part in zip(self.channels, partition(batch, hashes, len(self.channels)), strict=True):
+            if part.num_rows:
+                channel.put(part)
+
+    def watermark(self, time: int) -> None:
+        """Tell everyone: each subtask's watermark is the minimum over all that feed it."""
+        self._broadcast(Watermark(time))
+
+    def idle(self) -> None:
+        """Tell everyone."""
+        self._broadcast(Idle())
+
+    def barrier(self, barrier: Barrier, into: Snapshot) -> None:
+        """Send the barrier down every channel; the snapshot of what lies beyond is others' business."""
+        del into
+        self._broadcast(barrier)
+
+    def _broadcast(self, element: Element) -> None:
+        if self._exchange.kind is ExchangeKind.FORWARD:
+            self.channels[self._own].put(element)
+            return
+        for channel in self.channels:
+            channel.put(element)
+
+
+class _Sender:
+    """Lets a combiner emit into the exchange."""
+
+    def __init__(self, target: ChannelTarget) -> None:
+        self._target = target
+
+    def emit(self, batch: pa.RecordBatch, port: str = MAIN) -> None:
+        if port != MAIN:
+            raise InternalError(f"a combiner emitted into port {port!r}; it has only {MAIN!r}")
+        if batch.num_rows:
+            self._target.send(batch)

@@ -1,0 +1,339 @@
+"""Runs a job from start to end: recovery, generations, restarts."""
+
+from __future__ import annotations
+
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from millstream.engine.element import BarrierKind, Epoch, Generation
+from millstream.engine.errors import JobFailed, MillstreamError, StateMismatch
+from millstream.engine.failpoints import hit
+from millstream.engine.logs import log
+from millstream.engine.plan import Plan
+from millstream.engine.recovery import CommitAgain, Refuse, Resume, StartFresh, decide
+from millstream.engine.runtime.build import Builder, Running
+from millstream.engine.runtime.coordinator import CheckpointSettings, Coordinator, Executor, publish
+from millstream.engine.runtime.monitor import JobStatus, look
+from millstream.engine.runtime.scheduler import ThreadedScheduler
+from millstream.engine.store.server import QueryServer
+from millstream.engine.store.store import CheckpointStore
+from millstream.engine.time import Clock, SystemClock
+
+HEALTHY_SECONDS = 60.0
+"""A generation that ran so long before it failed starts the count of restarts anew."""
+
+
+class Scheduler(Protocol):
+    """What a generation is run by."""
+
+    @property
+    def executor(self) -> Executor:
+        """Where the store's work is done."""
+        ...
+
+    def run(
+        self, running: Running, coordinator: Coordinator, *, on_tick: Callable[[], None], stop_now: Callable[[], bool]
+    ) -> BarrierKind | None:
+        """Run a generation to its end."""
+        ...
+
+    def wake(self) -> None:
+        """An acknowledgement has come."""
+        ...
+
+    def close(self) -> None:
+        """Let go of threads."""
+        ...
+
+
+class Control:
+    """How to stop a running job from another thread or a signal handler."""
+
+    def __init__(self) -> None:
+        self._stop = threading.Event()
+        self._stop_now = threading.Event()
+
+    def stop(self) -> None:
+        """Take a last checkpoint, commit it, and end."""
+        self._stop.set()
+
+    def stop_now(self) -> None:
+        """End at once, without a last checkpoint; nothing is lost, the next run goes on from the one before."""
+        self._stop_now.set()
+        self._stop.set()
+
+    def sleep(self, seconds: float) -> None:
+        """Sleep, but no longer than until ``stop`` is called."""
+        # In steps: a signal handler that calls `stop` while its own thread waits for the event would hang in it.
+        until = time.monotonic() + seconds
+        while not self._stop.is_set() and (left := until - time.monotonic()) > 0:
+            time.sleep(min(left, 0.05))
+
+    @property
+    def stop_requested(self) -> bool:
+        """Whether the job should end after a last checkpoint."""
+        return self._stop.is_set()
+
+    @property
+    def stop_now_requested(self) -> bool:
+        """Whether the job should end without one."""
+        return self._stop_now.is_set()
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """How to run a job.
+
+    Attributes:
+        store: the checkpoint file; None keeps checkpoints only as long as the job runs.
+        restarts: how often to restart in a row after a failure that may pass.
+        backoff: seconds before the first restart; doubled each time.
+        on_status: called now and then with a fresh JobStatus.
+        status_every: seconds between two such calls.
+    """
+
+    store: Path | None = None
+    checkpoints: CheckpointSettings = field(default_factory=CheckpointSettings)
+    restarts: int = 3
+    backoff: float = 0.5
+    on_status: Callable[[JobStatus], None] | None = None
+    status_every: float = 0.25
+    channel_capacity: int = 8
+
+
+@dataclass(frozen=True, slots=True)
+class JobResult:
+    """How a run ended.
+
+    Attributes:
+        outcome: ``finished``, ``stopped`` (it can be resumed), ``interrupted`` (at once, without a last
+            checkpoint) or ``already finished``.
+        epoch: the last committed epoch.
+        restored_from: the epoch this run began with; 0 if it began anew.
+        status: the last look at it; None if nothing ran.
+    """
+
+    outcome: str
+    epoch: int
+    restored_from: int
+    restarts: int
+    seconds: float
+    status: JobStatus | None
+
+
+def run_job(
+    plan: Plan,
+    settings: RunSettings,
+    *,
+    control: Control | None = None,
+    clock: Clock | None = None,
+    scheduler: Callable[[Plan], Scheduler] | None = None,
+    sleep: Callable[[float], None] | None = None,
+) -> JobResult:
+    """Run a planned job to its end.
+
+    Raises:
+        StateMismatch: the store's checkpoint does not fit the job.
+        StoreLocked: another process runs it.
+        JobFailed: it kept failing; the cause is chained.
+    """
+    control = control or Control()
+    run = _Run(plan, settings, control, clock or SystemClock(), scheduler or _threads, sleep or control.sleep)
+    if settings.store is not None:
+        return run.on(settings.store)
+    with tempfile.TemporaryDirectory(prefix="millstream-") as folder:
+        return run.on(Path(folder) / "job.duckdb")
+
+
+def _threads(plan: Plan) -> Scheduler:
+    return ThreadedScheduler(plan.parallelism)
+
+
+class _Run:
+    def __init__(
+        self,
+        plan: Plan,
+        settings: RunSettings,
+        control: Control,
+        clock: Clock,
+        scheduler: Callable[[Plan], Scheduler],
+        sleep: Callable[[float], None],
+    ) -> None:
+        self._plan = plan
+        self._settings = settings
+        self._control = control
+        self._clock = clock
+        self._scheduler = scheduler
+        self._sleep = sleep
+        self._began = clock.monotonic()
+        self._restarts = 0
+        self._first_restored: int | None = None
+        self._status: JobStatus | None = None
+
+    def on(self, path: Path) -> JobResult:
+        """Run on a store, restarting after failures that may pass."""
+        with ExitStack() as held:
+            store = CheckpointStore.open(path)
+            held.callback(store.close)
+            held.callback(QueryServer(path, store.query).close)
+            return self._restarting(store)
+
+    def _restarting(self, store: CheckpointStore) -> JobResult:
+        in_a_row = 0
+        while True:
+            started = self._clock.monotonic()
+            try:
+                return self._generation(store)
+            except MillstreamError as error:
+                if self._clock.monotonic() - started >= HEALTHY_SECONDS:
+                    in_a_row = 0
+                if not error.restartable:
+                    raise
+                if in_a_row >= self._settings.restarts or self._control.stop_requested:
+                    tried = f", also after {in_a_row} restart{'s' * (in_a_row > 1)}" if in_a_row else ""
+                    raise JobFailed(f"job {self._plan.job!r} failed{tried}: {error}") from error
+                pause = self._settings.backoff * 2**in_a_row
+                log.warning("restarting", job=self._plan.job, error=str(error), after_seconds=pause)
+                self._sleep(pause)
+                in_a_row += 1
+                self._restarts += 1
+
+    def _generation(self, store: CheckpointStore) -> JobResult:
+        facts = store.facts()
+        hit("recovery.begin")
+        decision = decide(facts, self._plan.states)
+        if isinstance(decision, Refuse):
+            raise StateMismatch(_refusal(self._plan.job, store.path, decision))
+        restored = None if isinstance(decision, StartFresh) else decision.epoch
+        if self._first_restored is None:
+            self._first_restored = restored or 0
+        generation = store.begin_generation(self._plan.states)
+        scheduler = self._scheduler(self._plan)
+        acknowledged = _Relay(scheduler.wake)
+        builder = Builder(
+            self._plan,
+            store,
+            generation=generation,
+            restored=restored,
+            clock=self._clock,
+            acknowledge=acknowledged,
+            channel_capacity=self._settings.channel_capacity,
+        )
+        try:
+            self._settle(store, builder, restored)
+            if isinstance(decision, CommitAgain):
+                return self._result("already finished", decision.epoch)
+            if isinstance(decision, Resume):
+                log.info("resuming", job=self._plan.job, epoch=decision.epoch, new_operators=decision.new_operators)
+            return self._run_subtasks(store, builder, scheduler, acknowledged, generation, restored or Epoch(0))
+        finally:
+            scheduler.close()
+
+    def _settle(self, store: CheckpointStore, builder: Builder, restored: Epoch | None) -> None:
+        """Make the world agree with the store: repeat the last epoch's effects, remove what came after."""
+        committers = builder.committers
+        if restored is not None:
+            hit("recovery.commit_again")
+            publish(committers, restored, store.committables(restored))
+        hit("recovery.discard")
+        for committer in committers.values():
+            committer.discard_uncommitted()
+
+    def _run_subtasks(
+        self,
+        store: CheckpointStore,
+        builder: Builder,
+        scheduler: Scheduler,
+        acknowledged: _Relay,
+        generation: Generation,
+        epoch: Epoch,
+    ) -> JobResult:
+        running = builder.build()
+        coordinator = Coordinator(
+            store=store,
+            executor=scheduler.executor,
+            clock=self._clock,
+            sources=running.sources,
+            subtasks=[s.name for s in running.subtasks],
+            committers=running.committers,
+            generation=generation,
+            last_epoch=epoch,
+            settings=self._settings.checkpoints,
+            wake=scheduler.wake,
+        )
+        acknowledged.connect(coordinator)
+        hit("recovery.done")
+        watcher = _Watcher(running, coordinator, generation, self._settings, self._control, self._clock)
+        try:
+            outcome = scheduler.run(
+                running, coordinator, on_tick=watcher.tick, stop_now=lambda: self._control.stop_now_requested
+            )
+        finally:
+            self._status = watcher.look()
+            scheduler.close()
+        running.close()
+        hit("job.stop")
+        word = {BarrierKind.FINAL: "finished", BarrierKind.STOP: "stopped", None: "interrupted"}[outcome]
+        return self._result(word, Epoch(coordinator.stats.last_epoch))
+
+    def _result(self, outcome: str, epoch: Epoch) -> JobResult:
+        seconds = self._clock.monotonic() - self._began
+        return JobResult(outcome, epoch, self._first_restored or 0, self._restarts, seconds, self._status)
+
+
+class _Relay:
+    """Takes acknowledgements for a coordinator that is made only after the subtasks that call it."""
+
+    def __init__(self, wake: Callable[[], None]) -> None:
+        self._wake = wake
+        self._coordinator: Coordinator | None = None
+
+    def connect(self, coordinator: Coordinator) -> None:
+        self._coordinator = coordinator
+
+    def __call__(self, part: object) -> None:
+        assert self._coordinator is not None
+        self._coordinator.acknowledge(part)  # type: ignore[arg-type]
+        self._wake()
+
+
+class _Watcher:
+    """Passes on stop requests and shows the job to whoever wants to look."""
+
+    def __init__(
+        self,
+        running: Running,
+        coordinator: Coordinator,
+        generation: Generation,
+        settings: RunSettings,
+        control: Control,
+        clock: Clock,
+    ) -> None:
+        self._running, self._coordinator, self._generation = running, coordinator, generation
+        self._settings, self._control, self._clock = settings, control, clock
+        self._next = 0.0
+
+    def look(self) -> JobStatus:
+        return look(self._running, self._coordinator, self._generation)
+
+    def tick(self) -> None:
+        if self._control.stop_requested:
+            self._coordinator.request_stop()
+        show = self._settings.on_status
+        if show is not None and self._clock.monotonic() >= self._next:
+            self._next = self._clock.monotonic() + self._settings.status_every
+            show(self.look())
+
+
+def _refusal(job: str, path: Path, decision: Refuse) -> str:
+    reasons = "\n".join(f"  - {reason}" for reason in decision.reasons)
+    return (
+        f"job {job!r} does not fit the checkpoint in {path}:\n{reasons}\n"
+        f"Run the job as it was, give the operator its old name, or start anew with another --store."
+    )

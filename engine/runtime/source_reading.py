@@ -1,0 +1,164 @@
+"""One subtask's reading of a source: its open splits, their positions and their event time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from millstream.engine.errors import DataError
+from millstream.engine.graph import Read
+from millstream.engine.runtime.splits import SplitQueue
+from millstream.engine.source import Chunk, DeadLetter, ReadContext, SplitEnd, SplitOrder, SplitReader
+from millstream.engine.store.types import SplitPosition
+from millstream.engine.time import END_OF_TIME, START_OF_TIME, Clock
+
+
+@dataclass(slots=True)
+class OpenSplit:
+    """A split being read."""
+
+    reader: SplitReader
+    at: SplitPosition
+    moved: bool
+    last_rows: float
+    idle: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """What one read brought: a batch (possibly empty), and how many rows the source went through for it."""
+
+    batch: pa.RecordBatch
+    rows_read: int
+
+
+class SourceReading:
+    """Reads the splits of one subtask. Not thread-safe: only its subtask calls it."""
+
+    def __init__(self, id_: str, read: Read, queue: SplitQueue, clock: Clock) -> None:
+        self._id = id_
+        self._read = read
+        self._queue = queue
+        self._clock = clock
+        self._open: list[OpenSplit] = []
+        self._turn = 0
+        self._finished: list[SplitPosition] = []
+        self._dead_letters: list[DeadLetter] = []
+        self._taken_letters = 0
+        self._context = ReadContext(self._dead_letters.append)
+        self._ever_opened = False
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether this subtask will never read another row."""
+        return not self._open and self._queue.exhausted()
+
+    @property
+    def idle(self) -> bool:
+        """Whether every split of this subtask is idle, or it has none to read."""
+        timeout = self._read.idle_timeout
+        return bool(timeout) and all(split.idle for split in self._open)
+
+    def next(self) -> Rows | None:
+        """Return the next rows, or None if nothing is there right now."""
+        self._open_more()
+        for split in self._in_turn():
+            got = split.reader.read()
+            if isinstance(got, SplitEnd):
+                if got is SplitEnd.FINISHED:
+                    self._finish(split)
+                    return self.next() if self._queue.source.order is SplitOrder.SEQUENTIAL else None
+                self._note_nothing(split)
+                continue
+            return self._note_rows(split, got)
+        return None
+
+    def watermark(self) -> int:
+        """No row below this event time is still to come from this subtask, as far as its splits tell."""
+        if self.exhausted:
+            return END_OF_TIME
+        times = [split.at.max_time for split in self._open if not split.idle]
+        known = [t for t in times if t is not None]
+        if not times or len(known) < len(times):
+            return START_OF_TIME
+        return min(known) - self._read.max_delay
+
+    def take_positions(self) -> list[SplitPosition]:
+        """Return the splits that moved since the last call, as they stand."""
+        moved = self._finished
+        self._finished = []
+        for split in self._open:
+            if split.moved:
+                split.at = replace(split.at, position=split.reader.position())
+                split.moved = False
+                moved.append(split.at)
+        return moved
+
+    def take_dead_letters(self) -> list[DeadLetter]:
+        """Return the dead letters since the last call."""
+        letters = list(self._dead_letters)
+        self._dead_letters.clear()
+        self._taken_letters += len(letters)
+        return letters
+
+    @property
+    def dead_letters(self) -> int:
+        """How many dead letters there have been so far."""
+        return self._taken_letters + len(self._dead_letters)
+
+    def close(self) -> None:
+        """Close every reader."""
+        for split in self._open:
+            split.reader.close()
+        self._open.clear()
+
+    def _open_more(self) -> None:
+        for taken in self._queue.take(len(self._open)):
+            reader = self._queue.source.open(taken.split, taken.position, self._context)
+            at = replace(taken, source_id=self._id)
+            self._open.append(OpenSplit(reader, at, moved=False, last_rows=self._clock.monotonic()))
+
+    def _in_turn(self) -> list[OpenSplit]:
+        if self._queue.source.order is SplitOrder.EVENT_TIME:
+            return sorted(self._open, key=_event_time)
+        self._turn += 1
+        start = self._turn % len(self._open) if self._open else 0
+        return self._open[start:] + self._open[:start]
+
+    def _finish(self, split: OpenSplit) -> None:
+        position = split.reader.position()
+        split.reader.close()
+        self._open.remove(split)
+        self._finished.append(replace(split.at, position=position, finished=True))
+
+    def _note_nothing(self, split: OpenSplit) -> None:
+        timeout = self._read.idle_timeout
+        if timeout and self._clock.monotonic() - split.last_rows >= timeout / 1_000_000:
+            split.idle = True
+
+    def _note_rows(self, split: OpenSplit, got: pa.RecordBatch | Chunk) -> Rows:
+        split.moved, split.idle, split.last_rows = True, False, self._clock.monotonic()
+        chunk = got if isinstance(got, Chunk) else Chunk(got, got.num_rows, None)
+        time = chunk.max_time
+        if time is None and self._read.event_time is not None and chunk.batch.num_rows:
+            time = _max_time(chunk.batch, self._read.event_time, self._queue.source.name)
+        if time is not None:
+            known = split.at.max_time
+            split.at = replace(split.at, max_time=time if known is None else max(known, time))
+        return Rows(chunk.batch, chunk.rows_read)
+
+
+def _event_time(split: OpenSplit) -> int:
+    return START_OF_TIME if split.at.max_time is None else split.at.max_time
+
+
+def _max_time(batch: pa.RecordBatch, column: str, source: str) -> int | None:
+    values = batch.column(column)
+    if not (pa.types.is_timestamp(values.type) or pa.types.is_date(values.type)):
+        raise DataError(f"source {source!r}: event time {column!r} must be a timestamp, it is {values.type}")
+    latest = pc.max(values)
+    if not latest.is_valid:
+        return None
+    target = pa.timestamp("us", getattr(latest.type, "tz", None))
+    return int(latest.cast(target, safe=False).value)

@@ -1,0 +1,237 @@
+"""A subtask: one parallel copy of a stage, a state machine with a non-blocking ``step()``."""
+
+from __future__ import annotations
+
+import enum
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+from millstream.engine.element import Barrier, BarrierKind, Idle, Watermark
+from millstream.engine.errors import InternalError
+from millstream.engine.failpoints import hit
+from millstream.engine.runtime.chain import ChannelTarget, OperatorTarget, Ports, SinkTarget, Snapshot
+from millstream.engine.runtime.channel import Channel
+from millstream.engine.runtime.source_reading import SourceReading
+from millstream.engine.runtime.watermarks import WatermarkMerge
+from millstream.engine.source import DeadLetter
+from millstream.engine.store.types import SplitPosition
+from millstream.engine.time import END_OF_TIME, START_OF_TIME
+
+
+class Progress(enum.Enum):
+    """What a step came to, so that the worker never guesses."""
+
+    MADE = "made"  # something was done: step again
+    IDLE = "idle"  # no input is there
+    BLOCKED = "blocked"  # an output has no room
+
+
+@dataclass(frozen=True, slots=True)
+class Acknowledgement:
+    """A subtask's whole part of a checkpoint."""
+
+    subtask: str
+    barrier: Barrier
+    snapshot: Snapshot
+    positions: Sequence[SplitPosition] = ()
+    dead_letters: Sequence[DeadLetter] = ()
+
+
+Acknowledge = Callable[[Acknowledgement], None]
+
+
+@dataclass
+class Parts:
+    """The operators of a subtask, and where its output leaves it."""
+
+    operators: list[OperatorTarget] = field(default_factory=list)
+    sinks: list[SinkTarget] = field(default_factory=list)
+    outputs: list[ChannelTarget] = field(default_factory=list)
+
+    @property
+    def blocked(self) -> bool:
+        """Whether any consumer has no room."""
+        return any(output.full for output in self.outputs)
+
+    def close(self) -> None:
+        """Close operators and writers."""
+        for operator in self.operators:
+            operator.operator.close()
+        for sink in self.sinks:
+            sink.writer.close()
+
+
+class Subtask(ABC):
+    """What workers and schedulers see."""
+
+    def __init__(self, name: str, parts: Parts, acknowledge: Acknowledge) -> None:
+        self.name = name
+        self.parts = parts
+        self._acknowledge = acknowledge
+        self.last_progress = Progress.IDLE
+
+    def step(self) -> Progress:
+        """Do one small piece of work, never waiting."""
+        self.last_progress = self._step()
+        return self.last_progress
+
+    @abstractmethod
+    def _step(self) -> Progress: ...
+
+    def close(self) -> None:
+        """Let go of what operators, writers and readers hold."""
+        self.parts.close()
+
+
+class SourceSubtask(Subtask):
+    """Reads splits and injects barriers."""
+
+    def __init__(self, name: str, parts: Parts, acknowledge: Acknowledge, reading: SourceReading, head: Ports) -> None:
+        super().__init__(name, parts, acknowledge)
+        self.reading = reading
+        self._head = head
+        self._time = START_OF_TIME
+        self._idle = False
+        self._stopped = False
+        self._requested: Barrier | None = None
+        self.exhausted = False
+        self.rows_read = 0
+
+    def request(self, barrier: Barrier) -> None:
+        """Ask for a barrier at the next step; called by the coordinator's thread."""
+        self._requested = barrier
+
+    def _step(self) -> Progress:
+        if self._requested is not None:
+            return self._inject()
+        if self._stopped or self.exhausted:
+            return Progress.IDLE
+        if self.parts.blocked:
+            return Progress.BLOCKED
+        rows = self.reading.next()
+        if rows is not None:
+            self._pass_on(rows.batch, rows.rows_read)
+        self._advance()
+        return Progress.IDLE if rows is None and not self.exhausted else Progress.MADE
+
+    def _inject(self) -> Progress:
+        """Record the offsets and send the barrier, in one step: no row may come between the two."""
+        barrier, self._requested = self._requested, None
+        assert barrier is not None
+        snapshot = Snapshot()
+        positions, letters = self.reading.take_positions(), self.reading.take_dead_letters()
+        hit("subtask.snapshot")
+        self._head.barrier(barrier, snapshot)
+        self._stopped = barrier.kind is not BarrierKind.CHECKPOINT
+        hit("subtask.acknowledge")
+        self._acknowledge(Acknowledgement(self.name, barrier, snapshot, positions, letters))
+        return Progress.MADE
+
+    def _pass_on(self, batch: pa.RecordBatch, rows_read: int) -> None:
+        self.rows_read += rows_read
+        self._idle = False
+        self._head.emit(batch)
+
+    def _advance(self) -> None:
+        time = self.reading.watermark()
+        if time > self._time:
+            self._time = time
+            self._head.watermark(time)
+        if time == END_OF_TIME:
+            self.exhausted = True
+        elif self.reading.idle and not self._idle:
+            self._idle = True
+            self._head.idle()
+
+    @property
+    def watermark(self) -> int:
+        """The last watermark sent."""
+        return self._time
+
+    def close(self) -> None:
+        """Close readers too."""
+        self.reading.close()
+        super().close()
+
+
+class Alignment(enum.Enum):
+    """Where a subtask with channels stands between two barriers."""
+
+    READING = "reading"  # no input has brought the next barrier
+    ALIGNING = "aligning"  # some have: they are not read until the others' has come
+
+
+class ChannelSubtask(Subtask):
+    """Reads from channels, aligning barriers and merging watermarks."""
+
+    def __init__(
+        self,
+        name: str,
+        parts: Parts,
+        acknowledge: Acknowledge,
+        inputs: Sequence[tuple[int, Channel]],
+        root: OperatorTarget | SinkTarget,
+    ) -> None:
+        super().__init__(name, parts, acknowledge)
+        self._inputs = tuple(inputs)
+        self._root = root
+        self._merge = WatermarkMerge(len(self._inputs))
+        self._waiting_for = set(range(len(self._inputs)))
+        self._turn = 0
+
+    @property
+    def alignment(self) -> Alignment:
+        """Whether a barrier has come on some inputs and not on others."""
+        return Alignment.READING if len(self._waiting_for) == len(self._inputs) else Alignment.ALIGNING
+
+    def _step(self) -> Progress:
+        if self.parts.blocked:
+            return Progress.BLOCKED
+        for offset in range(len(self._inputs)):
+            index = (self._turn + offset) % len(self._inputs)
+            if index not in self._waiting_for:
+                continue
+            element = self._inputs[index][1].take()
+            if element is not None:
+                self._turn = index + 1
+                self._take(index, element)
+                return Progress.MADE
+        return Progress.IDLE
+
+    def _take(self, index: int, element: object) -> None:
+        match element:
+            case Watermark(time):
+                self._advance(self._merge.advance(index, time))
+            case Barrier():
+                self._align(index, element)
+            case Idle():
+                self._advance(self._merge.set_idle(index))
+                if self._merge.all_idle:
+                    self._root.idle()
+            case pa.RecordBatch():
+                self._merge.set_active(index)
+                if isinstance(self._root, OperatorTarget):
+                    self._root.batch_of(self._inputs[index][0], element)
+                else:
+                    self._root.batch(element)
+            case _:
+                raise InternalError(f"{self.name}: a channel brought {type(element).__name__}")
+
+    def _advance(self, time: int | None) -> None:
+        if time is not None:
+            self._root.watermark(time)
+
+    def _align(self, index: int, barrier: Barrier) -> None:
+        if self.alignment is Alignment.READING and len(self._inputs) > 1:
+            hit("barrier.align")
+        self._waiting_for.discard(index)
+        if self._waiting_for:
+            return
+        self._waiting_for = set(range(len(self._inputs)))
+        snapshot = Snapshot()
+        hit("subtask.snapshot")
+        self._root.barrier(barrier, snapshot)
+        hit("subtask.acknowledge")
+        self._acknowledge(Acknowledgement(self.name, barrier, snapshot))

@@ -1,0 +1,50 @@
+"""The minimum of the watermarks of several inputs, some of which may be idle."""
+
+from __future__ import annotations
+
+from millstream.engine.time import START_OF_TIME
+
+
+class WatermarkMerge:
+    """Combines the watermarks of a fixed number of inputs.
+
+    The result never goes back: an input that was idle and comes back behind the others does not move it.
+
+    >>> merge = WatermarkMerge(2)
+    >>> merge.advance(0, 10), merge.advance(1, 7)
+    (None, 7)
+    >>> merge.set_idle(1)
+    10
+    """
+
+    def __init__(self, inputs: int, start: int = START_OF_TIME) -> None:
+        self._times = [START_OF_TIME] * inputs
+        self._idle = [False] * inputs
+        self.current = start
+
+    @property
+    def all_idle(self) -> bool:
+        """Whether no input holds the watermark."""
+        return all(self._idle)
+
+    def advance(self, index: int, time: int) -> int | None:
+        """An input's watermark is now ``time``; return the new minimum if it rose."""
+        self._times[index] = max(self._times[index], time)
+        self._idle[index] = False
+        return self._risen()
+
+    def set_active(self, index: int) -> None:
+        """An input has a row: it counts again."""
+        self._idle[index] = False
+
+    def set_idle(self, index: int) -> int | None:
+        """An input no longer counts; return the new minimum if it rose."""
+        self._idle[index] = True
+        return None if self.all_idle else self._risen()
+
+    def _risen(self) -> int | None:
+        minimum = min(t for t, idle in zip(self._times, self._idle, strict=True) if not idle)
+        if minimum <= self.current:
+            return None
+        self.current = minimum
+        return minimum
