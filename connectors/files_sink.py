@@ -1,0 +1,259 @@
+"""Writes rows to Parquet, CSV or JSON lines files, each row exactly once.
+
+What a reader of the folder may rely on:
+
+* Every file under the folder is whole, and stays as it is.
+* With ``atomic_epochs`` (the default) it sees, at any moment, all rows up to some epoch and none after: the
+  files of an epoch appear in one rename. The subtasks agree whether to hand over all they hold or nothing, so
+  holding rows back to avoid small files does not tear an epoch either. An epoch of several files, or of
+  partitions, is a folder ``epoch-…`` of its own: with ``partition_by`` the layout is
+  ``folder/epoch-…/day=…/part-….parquet``.
+* Without it the layout is the plain Hive one, ``folder/day=…/part-….parquet``. Each partition is held back and
+  handed over at its own pace, and the files of an epoch appear one after the other, since no file system can do
+  that in one step: a reader may see a part of an epoch, though never a part of a file.
+
+Read the folder recursively: ``SELECT * FROM 'revenue/**/*.parquet'`` in DuckDB, or ``pyarrow.dataset``. Walking
+a folder is not one step either: a reader that must not miss an epoch which appears meanwhile walks it again.
+
+Unfinished files are in ``.millstream/`` beside the folder, not inside it: DuckDB's ``**`` looks into hidden
+folders.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import pyarrow as pa
+from millstream.connectors.durable import blame_disk
+from millstream.connectors.file_formats import Csv, FileFormat, JsonLines, Parquet
+from millstream.connectors.files_agreement import RollAgreement
+from millstream.connectors.files_committer import FilesCommitter
+from millstream.connectors.files_layout import Layout
+from millstream.connectors.files_writer import FileWriter, HeldSchema, RollRule, WriterSettings, plain_schema
+from millstream.connectors.partition_path import can_partition
+from millstream.engine.errors import JobError, SchemaError
+from millstream.engine.sink import Committer, Sink, SinkContext, SinkKind, SinkWriter
+from millstream.engine.state import StateTable
+from millstream.engine.time import Clock, Duration, SystemClock, micros
+
+_SIZE: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([KMG]i?)?B")
+_UNITS: Final = {None: 1, "K": 10**3, "M": 10**6, "G": 10**9, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30}
+
+
+def parquet(  # noqa: PLR0913
+    folder: str | os.PathLike[str],
+    *,
+    partition_by: Sequence[str] = (),
+    atomic_epochs: bool = True,
+    roll_rows: int = 1_000_000,
+    roll_bytes: int | str = "128MB",
+    roll_age: Duration = "5m",
+    hold_bytes: int | str = "8MB",
+    compression: str = "zstd",
+    staging: str | os.PathLike[str] | None = None,
+    clock: Clock | None = None,
+    name: str | None = None,
+) -> FileSink:
+    """Write rows to Parquet files in a folder, exactly once.
+
+    Rows that would make but a small file wait in the checkpoint, up to ``hold_bytes`` and ``roll_age``. To
+    have every epoch visible at once, at the price of a file per subtask and epoch, say ``hold_bytes=0``.
+
+    Args:
+        folder: made if it is not there; nothing but finished files is ever put in it.
+        partition_by: columns whose values name folders, ``day=2026-01-31``; they are left out of the files.
+        atomic_epochs: show readers whole epochs only, in folders ``epoch-…``; False: the plain Hive layout.
+        roll_rows: rows after which a file is written at once (per subtask and partition).
+        roll_bytes: the same in bytes of Arrow memory, also over all partitions of a subtask (twice as much).
+        roll_age: how long rows wait at most, to the next checkpoint; restarts do not make them younger.
+        hold_bytes: below this many bytes rows wait.
+        compression: zstd, snappy, lz4, gzip, brotli or none.
+        staging: where unfinished files are, on the same file system and outside of ``folder``; None: in
+            ``.millstream`` beside it.
+        clock: what tells how old rows are; None: the machine's.
+
+    Raises:
+        JobError: an argument makes no sense.
+
+    >>> parquet("revenue", partition_by=["day"], roll_bytes="64MB")
+    FileSink(parquet:revenue)
+    """
+    rule = _rule(roll_rows, roll_bytes, roll_age, hold_bytes)
+    places = _Places(Path(folder), None if staging is None else Path(staging))
+    return FileSink(Parquet(compression), places, tuple(partition_by), atomic_epochs, rule, clock, name)
+
+
+def csv(  # noqa: PLR0913
+    folder: str | os.PathLike[str],
+    *,
+    partition_by: Sequence[str] = (),
+    atomic_epochs: bool = True,
+    roll_rows: int = 1_000_000,
+    roll_bytes: int | str = "128MB",
+    roll_age: Duration = "5m",
+    hold_bytes: int | str = "8MB",
+    compression: str = "none",
+    staging: str | os.PathLike[str] | None = None,
+    clock: Clock | None = None,
+    name: str | None = None,
+) -> FileSink:
+    """Write rows to CSV files with a header; else as ``parquet``. ``compression``: none, gzip, zstd or bz2."""
+    rule = _rule(roll_rows, roll_bytes, roll_age, hold_bytes)
+    places = _Places(Path(folder), None if staging is None else Path(staging))
+    return FileSink(Csv(compression), places, tuple(partition_by), atomic_epochs, rule, clock, name)
+
+
+def jsonl(  # noqa: PLR0913
+    folder: str | os.PathLike[str],
+    *,
+    partition_by: Sequence[str] = (),
+    atomic_epochs: bool = True,
+    roll_rows: int = 1_000_000,
+    roll_bytes: int | str = "128MB",
+    roll_age: Duration = "5m",
+    hold_bytes: int | str = "8MB",
+    compression: str = "none",
+    staging: str | os.PathLike[str] | None = None,
+    clock: Clock | None = None,
+    name: str | None = None,
+) -> FileSink:
+    """Write rows as JSON lines; otherwise as ``parquet``. ``compression``: none, gzip, zstd or bz2.
+
+    Times are ISO 8601, bytes base64, decimals texts; NaN and infinities become null, since JSON has none.
+    """
+    rule = _rule(roll_rows, roll_bytes, roll_age, hold_bytes)
+    places = _Places(Path(folder), None if staging is None else Path(staging))
+    return FileSink(JsonLines(compression), places, tuple(partition_by), atomic_epochs, rule, clock, name)
+
+
+@dataclass(frozen=True, slots=True)
+class _Places:
+    folder: Path
+    staging: Path | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Agreements:
+    """The agreement of each running generation, shared by its writers."""
+
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    running: dict[tuple[str, str, int], RollAgreement] = field(default_factory=dict)
+
+    def of(self, context: SinkContext) -> RollAgreement:
+        key = (context.job_id, context.sink_id, context.generation)
+        with self.lock:
+            for other in [k for k in self.running if k[:2] == key[:2] and k != key]:
+                del self.running[other]
+            return self.running.setdefault(key, RollAgreement(context.parallelism))
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class FileSink(Sink):
+    """Files in a folder; made by ``parquet``, ``csv`` and ``jsonl``."""
+
+    file_format: FileFormat
+    places: _Places
+    partition_by: tuple[str, ...]
+    atomic_epochs: bool
+    rule: RollRule
+    clock: Clock | None
+    given_name: str | None
+    _agreements: _Agreements = field(default_factory=_Agreements, compare=False)
+
+    def __repr__(self) -> str:
+        return f"FileSink({self.name})"
+
+    @property
+    def name(self) -> str:
+        """How plans, logs and errors call it."""
+        return self.given_name or f"{self.file_format.name}:{self.places.folder}"
+
+    def identity(self) -> str:
+        """Text that changes exactly when it is another destination, or another layout of it."""
+        layout = "epochs" if self.atomic_epochs else "hive"
+        by = list(self.partition_by)
+        return f"files {self.file_format.name} {str(self.places.folder)!r} {layout} by {by!r}"
+
+    @property
+    def kind(self) -> SinkKind:
+        """How it has its effect once."""
+        return SinkKind.TWO_PHASE
+
+    def check(self, schema: pa.Schema) -> None:
+        """Raise SchemaError when rows of this schema cannot be written."""
+        for column in self.partition_by:
+            if column not in schema.names:
+                raise SchemaError(
+                    f"{self.name}: there is no column {column!r} to partition by, but: {', '.join(schema.names)}"
+                )
+            type_ = plain_schema(schema).field(column).type
+            if not can_partition(type_):
+                raise SchemaError(
+                    f"{self.name}: column {column!r} of type {type_} cannot name folders; partition by a "
+                    "text, integer, boolean, decimal, date or timestamp column"
+                )
+        if len(set(self.partition_by)) < len(self.partition_by):
+            raise SchemaError(f"{self.name}: partition_by names a column twice: {', '.join(self.partition_by)}")
+        if len(schema.names) == len(self.partition_by):
+            raise SchemaError(f"{self.name}: every column is in partition_by, so the files would have none")
+        self.file_format.check(schema)
+
+    def writer(self, schema: pa.Schema, context: SinkContext) -> SinkWriter:
+        """Make one running copy. Raises ExternalError when the folder cannot be made."""
+        clock = self.clock or SystemClock()
+        settings = WriterSettings(self.name, self.partition_by, self.file_format, self.rule, clock)
+        agreement = self._agreements.of(context) if self.atomic_epochs else None
+        return FileWriter(settings, schema, context, self._layout(context), agreement)
+
+    def committer(self, schema: pa.Schema, context: SinkContext) -> Committer:
+        """Make the committer. Raises ExternalError when the folder cannot be made."""
+        del schema
+        return FilesCommitter(self.name, self._layout(context), self.atomic_epochs)
+
+    def state_tables(self, schema: pa.Schema) -> tuple[StateTable, ...]:
+        """Declare the rows that are in no file yet."""
+        return (HeldSchema.of(plain_schema(schema)).table(),)
+
+    def guarantee(self) -> str:
+        """One sentence for the plan."""
+        once = "exactly once: files are renamed into place after the checkpoint that covers them"
+        if self.atomic_epochs:
+            return f"{once}; readers see whole epochs, each in one step"
+        return f"{once}; the files of one epoch appear one after the other"
+
+    def _layout(self, context: SinkContext) -> Layout:
+        with blame_disk(self.name, "making its folders"):
+            layout = Layout.of(self.places.folder, self.places.staging, context)
+            layout.make()
+        return layout
+
+
+def byte_size(size: int | str) -> int:
+    """Return a size as bytes.
+
+    >>> byte_size("128MB"), byte_size("1.5 KiB"), byte_size(10)
+    (128000000, 1536, 10)
+    """
+    if isinstance(size, int):
+        if size < 0:
+            raise JobError(f"a size cannot be negative, got {size}")
+        return size
+    match = _SIZE.fullmatch(size.strip())
+    if match is None:
+        raise JobError(f"{size!r} is not a size: write a number and a unit (B, KB, MB, GB, KiB …), as in '128MB'")
+    return round(float(match[1]) * _UNITS[match[2]])
+
+
+def _rule(roll_rows: int, roll_bytes: int | str, roll_age: Duration, hold_bytes: int | str) -> RollRule:
+    rule = RollRule(roll_rows, byte_size(roll_bytes), micros(roll_age), byte_size(hold_bytes))
+    if rule.rows < 1 or rule.bytes < 1:
+        raise JobError(f"roll_rows and roll_bytes must be at least 1, got {roll_rows} and {roll_bytes!r}")
+    if rule.hold_bytes > rule.bytes:
+        raise JobError(f"hold_bytes={hold_bytes!r} is more than roll_bytes={roll_bytes!r}: it would have no effect")
+    return rule

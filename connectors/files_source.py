@@ -1,0 +1,261 @@
+"""The files source: Parquet, CSV and JSON lines files, read once each, exactly."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
+
+import pyarrow as pa
+from millstream.connectors.byte_input import COMPRESSIONS, open_bytes
+from millstream.connectors.csv_decoder import CsvDialect, check_csv_types
+from millstream.connectors.json_decoder import JsonDecoder
+from millstream.connectors.parquet_reader import ParquetReader, Stretch, open_parquet, stretches
+from millstream.connectors.paths import FileListing, FoundFile
+from millstream.connectors.reading_plan import BadFile, BadInput, ReadingPlan
+from millstream.connectors.schema_guess import csv_schema, json_schema, parquet_schema
+from millstream.connectors.text_formats import CsvText, JsonText
+from millstream.connectors.text_reader import TextFormat, TextReader
+from millstream.engine.errors import JobError
+from millstream.engine.source import Position, ReadContext, Source, Split, SplitOrder, SplitReader
+
+if TYPE_CHECKING:
+    from millstream.engine.expression import Expr
+
+_SUFFIXES: Final = {
+    ".parquet": "parquet",
+    ".pq": "parquet",
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "jsonl",
+}
+_CHOICES: Final = {
+    "format": ("parquet", "csv", "jsonl"),
+    "order": ("name", "event_time"),
+    "on_error": ("fail", "dead_letter"),
+}
+
+Paths: TypeAlias = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+"""What ``files`` takes: a file, a folder, a pattern, or several of them."""
+
+
+def files(  # noqa: PLR0913 - all but the first by name
+    paths: Paths,
+    *,
+    format: Literal["parquet", "csv", "jsonl"] | None = None,
+    schema: pa.Schema | None = None,
+    follow: bool = False,
+    order: Literal["name", "event_time"] = "name",
+    on_error: Literal["fail", "dead_letter"] = "fail",
+    name: str | None = None,
+    delimiter: str | None = None,
+    quote: str | None = '"',
+    header: bool = True,
+    null_values: Sequence[str] = ("",),
+) -> FilesSource:
+    """Read Parquet, CSV or JSON lines files; text may be packed (``.gz``, ``.zst``, ``.bz2``).
+
+    Every file is a split (of a Parquet file, its row groups), and the position in each is part of the checkpoint:
+    after a crash every row comes exactly once more or not at all. So files must not change once they are there.
+    Write a new file elsewhere, or under a name that begins with ``.`` or ``_`` or ends in ``.tmp``, and rename it.
+
+    Args:
+        paths: a file, a folder (all files below it), a pattern with ``*``, ``?``, ``[a-z]`` or ``**``, or several.
+        format: "parquet", "csv" or "jsonl"; otherwise the suffix of the files tells.
+        schema: the columns to read and their types. Otherwise a Parquet file's own; those of text files are guessed
+            from where the first files begin.
+        follow: whether to wait for new files for ever. A new file is found within a second.
+        order: "name" (``part-2`` before ``part-10``), or "event_time": all files at once, always the one that
+            is furthest behind, for files that each hold a part of the keys.
+        on_error: what becomes of a file that is damaged or lacks a column, and of a line that does not fit: "fail"
+            stops the job with its place; "dead_letter" puts it aside in the store (table ``dead_letters``), with
+            its place and its bytes, and goes on.
+        name: how plans and logs call it; otherwise the paths.
+        delimiter: between the fields of CSV; otherwise a tab for ``.tsv``, a comma for others.
+        quote: around fields of CSV that hold delimiters or newlines; None if there is none.
+        header: whether CSV files begin with the columns' names. If not, ``schema`` says them, in order.
+        null_values: fields of CSV that are null.
+
+    Raises:
+        JobError: no file is there and no schema given, or the options contradict each other.
+
+    >>> import pathlib, tempfile
+    >>> folder = pathlib.Path(tempfile.mkdtemp())
+    >>> _ = (folder / "1.csv").write_text("shop,paid_at\\nnorth,2026-01-01 10:00:03\\n")
+    >>> print(files(folder / "*.csv").schema)
+    shop: string
+    paid_at: timestamp[us]
+    """
+    patterns = _checked(paths, format=format, order=order, on_error=on_error)
+    listing = FileListing(patterns, partial(_belongs, format))
+    found = listing.files()
+    kind = format or _kind(patterns, found)
+    dialect = CsvDialect(delimiter or _delimiter(patterns, found), quote, header, tuple(null_values))
+    guessed = schema is None and kind != "parquet"
+    if schema is None:
+        _check_findable(patterns, listing, follow)
+        schema = _looked_up(kind, found, dialect)
+    _check_types(kind, schema)
+    keep_bad = on_error == "dead_letter"
+    plan = ReadingPlan(name or ", ".join(patterns), schema, tuple(schema.names), keep_bad=keep_bad, guessed=guessed)
+    return FilesSource(kind, patterns, listing, plan, dialect, follow, order)
+
+
+def _checked(paths: Paths, **chosen: str | None) -> tuple[str, ...]:
+    patterns = tuple(os.fspath(path) for path in ([paths] if isinstance(paths, str | os.PathLike) else paths))
+    if not patterns:
+        raise JobError("files() takes a file, a folder or a pattern such as 'orders/*.jsonl', got an empty list")
+    for option, value in chosen.items():
+        known = _CHOICES[option]
+        if value is not None and value not in known:
+            raise JobError(f"files({patterns[0]!r}): {option} is {' or '.join(map(repr, known))}, got {value!r}")
+    return patterns
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FilesSource(Source):
+    """Files; made by ``files``."""
+
+    kind: str
+    patterns: tuple[str, ...]
+    listing: FileListing
+    plan: ReadingPlan
+    dialect: CsvDialect
+    follow: bool
+    by: str
+
+    @property
+    def name(self) -> str:
+        """How plans, logs and errors call it."""
+        return self.plan.source
+
+    def identity(self) -> str:
+        """What positions depend on: which files, and how they are cut into rows."""
+        return f"files {self.kind} {list(self.patterns)!r}" + (f" {self.dialect!r}" if self.kind == "csv" else "")
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The columns it yields."""
+        return self.plan.output
+
+    @property
+    def bounded(self) -> bool:
+        """Whether it ends with the files there were at the start."""
+        return not self.follow
+
+    @property
+    def order(self) -> SplitOrder:
+        """How the files are gone through."""
+        return SplitOrder.EVENT_TIME if self.by == "event_time" else SplitOrder.SEQUENTIAL
+
+    def discover(self) -> Sequence[Split]:
+        """Return the files there are now, by name; of a Parquet file, its row groups."""
+        found = self.listing.files()
+        if self.kind == "parquet":
+            return [split for file in found for split in _parquet_splits(file)]
+        return [Split(file.relative, {"file": file.relative, "size": file.size}) for file in found]
+
+    def open(self, split: Split, position: Position, context: ReadContext) -> SplitReader:
+        """Open a file at a position.
+
+        Raises:
+            DataError: it is gone.
+            ExternalError: it cannot be looked up.
+        """
+        relative, size = str(split.info["file"]), int(split.info["size"])
+        self.listing.size(relative)
+        path = self.listing.locate(relative)
+        bad = BadInput(self.plan, split, path, context)
+        if self.kind == "parquet":
+            first, end = split.info["groups"]
+            return ParquetReader(Stretch(path, size, first, end), position, bad, context)
+        return TextReader(self._text_format(), open_bytes(path, size), position, bad, context)
+
+    def pushed_down(self, columns: frozenset[str], predicate: Expr | None, event_time: str | None) -> Source:
+        """Return a source that decodes only these columns, and passes over row groups the filter rules out."""
+        return replace(self, plan=self.plan.narrowed(columns, predicate, event_time))
+
+    def guarantee(self) -> str:
+        """What is read again after a crash."""
+        return "replayable: the position in every file is in the checkpoint"
+
+    def _text_format(self) -> TextFormat:
+        if self.kind == "csv":
+            return CsvText(self.dialect, tuple(self.plan.schema.names))
+        return JsonText()
+
+
+def _parquet_splits(file: FoundFile) -> list[Split]:
+    info = {"file": file.relative, "size": file.size}
+    try:
+        with open_parquet(file.path) as parquet:
+            pieces = list(stretches(parquet.metadata))
+    except BadFile:  # found again, and refused, when the split is read
+        return [Split(file.relative, {**info, "groups": [0, 0]})]
+    return [Split(f"{file.relative}#{first}-{end - 1}", {**info, "groups": [first, end]}) for first, end in pieces]
+
+
+def _kind(patterns: Sequence[str], found: Sequence[FoundFile]) -> str:
+    """Return the format that suffixes tell: of the patterns, or else of the files."""
+    names = [*patterns, *(file.relative for file in found)]
+    kinds = {kind for kind in map(_kind_of, names) if kind}
+    if len(kinds) == 1:
+        return kinds.pop()
+    if kinds:
+        raise JobError(
+            f"files({patterns[0]!r}): files of several formats ({', '.join(sorted(kinds))}); a source has one: say "
+            "which with format=, or narrow the pattern, as in '*.csv'"
+        )
+    shown = found[0].relative if found else patterns[0]
+    raise JobError(
+        f"files({patterns[0]!r}): {shown!r} does not tell the format; pass format='csv', 'jsonl' or 'parquet'"
+    )
+
+
+def _kind_of(name: str) -> str | None:
+    path = Path(name)
+    if path.suffix in COMPRESSIONS:
+        path = path.with_suffix("")
+    return _SUFFIXES.get(path.suffix.lower())
+
+
+def _belongs(format_: str | None, path: str) -> bool:
+    """Whether a file in a folder is one of the source's."""
+    kind = _kind_of(path)
+    return kind is not None and format_ in (None, kind)
+
+
+def _delimiter(patterns: Sequence[str], found: Sequence[FoundFile]) -> str:
+    return "\t" if any(".tsv" in name for name in [*patterns, *(f.relative for f in found[:1])]) else ","
+
+
+def _looked_up(kind: str, found: Sequence[FoundFile], dialect: CsvDialect) -> pa.Schema:
+    if kind == "parquet":
+        return parquet_schema(found)
+    if kind == "csv" and not dialect.header:
+        raise JobError(f"{found[0].path}: header=False needs schema=pa.schema(...), the columns in their order")
+    return csv_schema(found, dialect) if kind == "csv" else json_schema(found)
+
+
+def _check_types(kind: str, schema: pa.Schema) -> None:
+    twice = sorted({name for name in schema.names if schema.names.count(name) > 1})
+    if twice:
+        raise JobError(f"there is more than one column named {', '.join(map(repr, twice))}; names must differ")
+    if kind == "csv":
+        check_csv_types(schema)
+    elif kind == "jsonl":
+        JsonDecoder(schema)
+
+
+def _check_findable(patterns: Sequence[str], listing: FileListing, follow: bool) -> None:
+    if listing.files():
+        return
+    problem = f"files({patterns[0]!r}): no such file; looked in {listing.base.absolute()}"
+    if follow:
+        raise JobError(f"{problem}; say which columns will come with schema=pa.schema(...)")
+    raise JobError(f"{problem}; paths are relative to the folder the job is started in")
