@@ -1,0 +1,1 @@
+"""Nexmark and the side-by-side runs."""

@@ -1,0 +1,104 @@
+"""The Nexmark queries as jobs. What each one means is the SQL of the same name in ``nexmark_sql``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final, TypeAlias
+
+import millstream as ms
+from millstream import Stream, col, when
+from millstream.benchmarks.nexmark_files import events_file
+
+
+class Events:
+    """The three streams; each is read only by the queries that ask for it.
+
+    Args:
+        folder: where ``person.parquet``, ``auction.parquet`` and ``bid.parquet`` are.
+        delay: how much later than a newer row an older one may come.
+    """
+
+    def __init__(self, job: ms.Job, folder: Path, delay: str = "4s") -> None:
+        self._job = job
+        self._folder = folder
+        self._delay = delay
+
+    @property
+    def person(self) -> Stream:
+        """Who sells and bids."""
+        return self._read("person")
+
+    @property
+    def auction(self) -> Stream:
+        """What is for sale."""
+        return self._read("auction")
+
+    @property
+    def bid(self) -> Stream:
+        """What is offered for it."""
+        return self._read("bid")
+
+    def _read(self, stream: str) -> Stream:
+        source = ms.files(str(events_file(self._folder, stream)))
+        return self._job.read(source, event_time="date_time", max_delay=self._delay, name=stream)
+
+
+Query: TypeAlias = Callable[[Events], Stream]
+
+
+def q0(events: Events) -> Stream:
+    """Pass through."""
+    return events.bid.select("auction", "bidder", "price", "date_time", "extra")
+
+
+def q1(events: Events) -> Stream:
+    """Currency conversion."""
+    return events.bid.select("auction", "bidder", (0.908 * col("price")).alias("price"), "date_time", "extra")
+
+
+def q2(events: Events) -> Stream:
+    """Selection."""
+    return events.bid.filter(col("auction") % 123 == 0).select("auction", "price")
+
+
+def q7(events: Events) -> Stream:
+    """Highest bid of every 10 s; ties are all kept."""
+    highest = events.bid.window(ms.tumbling("10s")).top(1, by="price", ties=True)
+    return highest.select("auction", "bidder", "price", "date_time")
+
+
+def q14(events: Events) -> Stream:
+    """Calculation: part of the day, and how often the letter c occurs."""
+    price = 0.908 * col("price")
+    hour = col("date_time").dt.hour()
+    day, night = hour.between(8, 18), (hour <= 6) | (hour >= 20)
+    return events.bid.filter((price > 1_000_000) & (price < 50_000_000)).select(
+        "auction",
+        "bidder",
+        price.alias("price"),
+        when(day).then("dayTime").when(night).then("nightTime").otherwise("otherTime").alias("bid_time_type"),
+        "date_time",
+        "extra",
+        c_counts=col("extra").str.count("c"),
+    )
+
+
+def q21(events: Events) -> Stream:
+    """Channel id, by name or from the url."""
+    channel = col("channel").str.lower()
+    in_url = col("url").str.extract("(&|^)channel_id=([^&]*)", 2)
+    known = when(channel == "apple").then("0").when(channel == "google").then("1")
+    known = known.when(channel == "facebook").then("2").when(channel == "baidu").then("3")
+    return events.bid.filter((in_url != "") | channel.is_in(["apple", "google", "facebook", "baidu"])).select(
+        "auction", "bidder", "price", "channel", channel_id=known.otherwise(in_url)
+    )
+
+
+def q22(events: Events) -> Stream:
+    """Folders of the url."""
+    folders = {f"dir{n}": col("url").str.split_part("/", n + 3) for n in (1, 2, 3)}
+    return events.bid.select("auction", "bidder", "price", "channel", **folders)
+
+
+QUERIES: Final[dict[str, Query]] = {query.__name__: query for query in (q0, q1, q2, q7, q14, q21, q22)}
