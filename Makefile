@@ -1,12 +1,15 @@
-# `make test`: nothing but Python (3.11 to 3.13) and make is needed.
+# `make demo`, `make test`: nothing but Python (3.11 to 3.13) and make is needed.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: test lint clean
+.PHONY: demo test lint clean
 .DELETE_ON_ERROR:
+
+demo: $(VENV)/runtime.stamp
+	$(BIN)/python examples/flights.py
 
 test: $(VENV)/dev.stamp
 	$(BIN)/pytest $(ARGS)
