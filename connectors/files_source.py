@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
@@ -13,7 +13,7 @@ import pyarrow as pa
 from millstream.connectors.byte_input import COMPRESSIONS, open_bytes
 from millstream.connectors.csv_decoder import CsvDialect, check_csv_types
 from millstream.connectors.json_decoder import JsonDecoder
-from millstream.connectors.parquet_reader import ParquetReader, Stretch, open_parquet, stretches
+from millstream.connectors.parquet_reader import Footers, ParquetReader, Stretch, stretches
 from millstream.connectors.paths import FileListing, FoundFile
 from millstream.connectors.reading_plan import BadFile, BadInput, ReadingPlan
 from millstream.connectors.schema_guess import csv_schema, json_schema, parquet_schema
@@ -128,6 +128,7 @@ class FilesSource(Source):
     dialect: CsvDialect
     follow: bool
     by: str
+    footers: Footers = field(default_factory=Footers)
 
     @property
     def name(self) -> str:
@@ -157,7 +158,7 @@ class FilesSource(Source):
         """Return the files there are now, by name; of a Parquet file, its row groups."""
         found = self.listing.files()
         if self.kind == "parquet":
-            return [split for file in found for split in _parquet_splits(file)]
+            return [split for file in found for split in self._parquet_splits(file)]
         return [Split(file.relative, {"file": file.relative, "size": file.size}) for file in found]
 
     def open(self, split: Split, position: Position, context: ReadContext) -> SplitReader:
@@ -173,7 +174,7 @@ class FilesSource(Source):
         bad = BadInput(self.plan, split, path, context)
         if self.kind == "parquet":
             first, end = split.info["groups"]
-            return ParquetReader(Stretch(path, size, first, end), position, bad, context)
+            return ParquetReader(Stretch(path, size, first, end), self.footers, position, bad, context)
         return TextReader(self._text_format(), open_bytes(path, size), position, bad, context)
 
     def pushed_down(self, columns: frozenset[str], predicate: Expr | None, event_time: str | None) -> Source:
@@ -184,20 +185,19 @@ class FilesSource(Source):
         """What is read again after a crash."""
         return "replayable: the position in every file is in the checkpoint"
 
+    def _parquet_splits(self, file: FoundFile) -> list[Split]:
+        info = {"file": file.relative, "size": file.size}
+        try:
+            with self.footers.open(file.path, file.size) as parquet:
+                pieces = list(stretches(parquet.metadata))
+        except BadFile:  # found again, and refused, when the split is read
+            return [Split(file.relative, {**info, "groups": [0, 0]})]
+        return [Split(f"{file.relative}#{first}-{end - 1}", {**info, "groups": [first, end]}) for first, end in pieces]
+
     def _text_format(self) -> TextFormat:
         if self.kind == "csv":
             return CsvText(self.dialect, tuple(self.plan.schema.names))
         return JsonText()
-
-
-def _parquet_splits(file: FoundFile) -> list[Split]:
-    info = {"file": file.relative, "size": file.size}
-    try:
-        with open_parquet(file.path) as parquet:
-            pieces = list(stretches(parquet.metadata))
-    except BadFile:  # found again, and refused, when the split is read
-        return [Split(file.relative, {**info, "groups": [0, 0]})]
-    return [Split(f"{file.relative}#{first}-{end - 1}", {**info, "groups": [first, end]}) for first, end in pieces]
 
 
 def _kind(patterns: Sequence[str], found: Sequence[FoundFile]) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,18 +19,40 @@ from millstream.engine.source import Chunk, Position, ReadContext, SplitEnd, Spl
 ROWS_OF_A_SPLIT: Final = 65_536
 """Row groups smaller than this are read together."""
 
+FOOTERS_KEPT: Final = 64
 
-def open_parquet(path: Path) -> pq.ParquetFile:
-    """Open a file and read its footer.
+
+def open_parquet(path: Path, footer: pq.FileMetaData | None = None) -> pq.ParquetFile:
+    """Open a file and read its footer, if it is not known.
 
     Raises:
         BadFile: it is not a Parquet file, or damaged.
         ExternalError: it cannot be read.
     """
     try:
-        return pq.ParquetFile(path, page_checksum_verification=True)
+        return pq.ParquetFile(path, metadata=footer, page_checksum_verification=True)
     except (pa.ArrowException, OSError) as error:
         raise _refusal(path, error) from error
+
+
+class Footers:
+    """Remembers the footers of the last files opened: a file is opened for each of its splits. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._known: OrderedDict[tuple[Path, int], pq.FileMetaData] = OrderedDict()
+
+    def open(self, path: Path, size: int) -> pq.ParquetFile:
+        """Open a file of so many bytes. Raises as ``open_parquet``."""
+        with self._lock:
+            footer = self._known.get((path, size))
+        file = open_parquet(path, footer)
+        with self._lock:
+            self._known[path, size] = file.metadata
+            self._known.move_to_end((path, size))
+            if len(self._known) > FOOTERS_KEPT:
+                self._known.popitem(last=False)
+        return file
 
 
 def stretches(metadata: pq.FileMetaData) -> Iterator[tuple[int, int]]:
@@ -62,8 +86,11 @@ class Stretch:
 class ParquetReader(SplitReader):
     """Reads row groups one after the other. Its position counts the rows of the stretch that have been read."""
 
-    def __init__(self, stretch: Stretch, position: Position, bad: BadInput, context: ReadContext) -> None:
+    def __init__(
+        self, stretch: Stretch, footers: Footers, position: Position, bad: BadInput, context: ReadContext
+    ) -> None:
         self._stretch = stretch
+        self._footers = footers
         self._read_rows: int = position or 0
         self._bad = bad
         self._plan = bad.plan
@@ -111,7 +138,7 @@ class ParquetReader(SplitReader):
             raise _refusal(path, error) from error
         if size != self._stretch.size:
             raise FileChanged(f"it had {self._stretch.size} bytes when it was found, and has {size} now")
-        self._file = open_parquet(path)
+        self._file = self._footers.open(path, size)
         check_columns(self._plan, self._file.schema_arrow)
         return self._file
 

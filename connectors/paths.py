@@ -97,7 +97,8 @@ class FileListing:
     def _paths(self, pattern: str) -> Iterator[str]:
         if _MAGIC.search(pattern):
             fixed = _fixed_part(pattern)
-            rest = [part for part in pattern[len(fixed) :].split("/") if part]
+            # Without any folder in the pattern nothing of it is fixed.
+            rest = [part for part in pattern[0 if fixed == "." else len(fixed) :].split("/") if part]
             yield from _matching(fixed, rest)
         elif Path(pattern).is_dir():
             yield from (path for path in _matching(pattern, ["**", "*"]) if self._in_folder(path))

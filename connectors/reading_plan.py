@@ -76,9 +76,7 @@ class BadInput:
     def line(self, line: int, offset: int, problem: str, raw: bytes) -> None:
         """Refuse one line. Raises DataError unless bad input is kept."""
         if not self.plan.keep_bad:
-            guessed = (
-                "; types are guesses from how the files begin, pass schema= if wrong" if self.plan.guessed else ""
-            )
+            guessed = "; types are guesses from how the files begin, pass schema= if wrong" if self.plan.guessed else ""
             raise DataError(
                 f"{self.path}:{line}: {problem}, in {_shown(raw)}; mend the line, or pass on_error='dead_letter' to "
                 f"put bad lines aside{guessed}"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 from millstream.engine.errors import DataError, SchemaError
+from millstream.engine.expression_types import shortened
 
 if TYPE_CHECKING:
     from millstream.engine.expression_tree import Expr
@@ -78,7 +79,7 @@ def explained(expr: Expr, parts: Iterable[tuple[Expr, Any]], hint: str) -> Itera
         yield
     except (pa.ArrowInvalid, pa.ArrowIndexError, pa.ArrowCapacityError) as error:
         if not any(isinstance(value, pa.Array) and len(value) == 0 for _, value in parts):
-            raise DataError(f"{expr}: {error}") from error
+            raise DataError(f"{expr}: {shortened(str(error))}") from error
         raise _misfit(expr, parts, hint, error) from error  # without a row it cannot be the data
     except (pa.ArrowException, TypeError, ValueError, KeyError) as error:
         raise _misfit(expr, parts, hint, error) from error

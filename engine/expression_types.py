@@ -143,6 +143,11 @@ def shown_scalar(scalar: pa.Scalar) -> str:
         text = repr(scalar.as_py())
     except (ValueError, OverflowError):
         text = f"{scalar.value} ({scalar.type})"
+    return shortened(text)
+
+
+def shortened(text: str) -> str:
+    """Return a text for an error: its beginning if it is long."""
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 

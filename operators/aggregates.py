@@ -42,7 +42,7 @@ class AggregateSpec(ABC):
         """Text that changes exactly when it is another aggregate.
 
         >>> sum("price").identity(), count().identity()
-        ("sum(col('price'))", 'count()')
+        ('sum(price)', 'count()')
         """
         return f"{self.function}({'' if self.expr is None else self.expr})"
 

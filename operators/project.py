@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import pyarrow as pa
 import pyarrow.compute as pc
 from millstream.engine.errors import DataError, SchemaError
-from millstream.engine.expression import Expr, Literal, evaluate_all
+from millstream.engine.expression import Expr, evaluate_all
 from millstream.engine.expression_functions import as_array
 from millstream.engine.expression_scope import Scope
 from millstream.engine.expression_tree import Operation, explain_failure
@@ -190,53 +191,18 @@ class _FilterOperator(Operator):
     def _rows(self, batch: pa.RecordBatch) -> pa.Array:
         """Ask each part only of rows that got through those before, as a chain of filters would."""
         scope = Scope(batch)
-        rows = pa.repeat(True, batch.num_rows)
+        rows: pa.Array | None = None
         for part in self._parts:
             try:
-                value = as_array(scope.value_where(part, lambda rows=rows: rows), batch.num_rows)  # type: ignore[misc]
+                found = scope.value(part) if rows is None else scope.value_where(part, partial(_itself, rows))
+                value = as_array(found, batch.num_rows)
             except DataError as error:
-                raise explain_failure(error, part, batch.filter(rows)) from error.__cause__
-            rows = pc.and_(rows, value.fill_null(False) if value.null_count else value)
+                raise explain_failure(error, part, batch if rows is None else batch.filter(rows)) from error.__cause__
+            value = value.fill_null(False) if value.null_count else value
+            rows = value if rows is None else pc.and_(rows, value)
+        assert rows is not None, "a predicate has at least one part"
         return rows
 
 
-def fuse(specs: Sequence[OperatorSpec]) -> list[OperatorSpec]:
-    """Merge neighbours in a chain of operators: projections by substitution, filters by ``&``.
-
-    Two projections stay apart where merging would compute something twice.
-
-    >>> from millstream.engine.expression import col
-    >>> double = Project((("b", col("a") * 2),))
-    >>> fuse([double, Project((("c", col("b") + 1),))])[0].identity()
-    "project('c': ((a * 2) + 1))"
-    """
-    fused: list[OperatorSpec] = []
-    for spec in specs:
-        merged = _merged(fused[-1], spec) if fused else None
-        if merged is None:
-            fused.append(spec)
-        else:
-            fused[-1] = merged
-    return fused
-
-
-def _merged(first: OperatorSpec, second: OperatorSpec) -> OperatorSpec | None:
-    if isinstance(first, Filter) and isinstance(second, Filter):
-        keep = first.keep if second.keep is None else second.keep
-        return Filter(first.predicate & second.predicate, keep)
-    if isinstance(first, Project) and isinstance(second, Project):
-        columns = dict(first.exprs)
-        uses = Counter(name for _, expr in second.exprs for name in _columns_read(expr))
-        if all(uses[name] <= 1 or _is_trivial(expr) for name, expr in columns.items()):
-            return Project(tuple((name, expr.substitute(columns)) for name, expr in second.exprs))
-    return None
-
-
-def _columns_read(expr: Expr) -> list[str]:
-    """Name the columns an expression reads, as often as it does."""
-    name = expr.is_column()
-    return [name] if name is not None else [n for child in expr.children for n in _columns_read(child)]
-
-
-def _is_trivial(expr: Expr) -> bool:
-    return expr.is_column() is not None or isinstance(expr, Literal)
+def _itself(rows: pa.Array) -> pa.Array:
+    return rows

@@ -12,6 +12,7 @@ import pyarrow as pa
 from millstream.engine.errors import DataError, JobError, MillstreamError, SchemaError, UserCodeError
 from millstream.engine.expression_types import data_type, shown_scalar
 from millstream.engine.operator import MAIN, Operator, OperatorSpec, Output
+from millstream.operators.python_values import typed_array
 
 _MOST_ROWS: Final = 65_536
 _SHOWN: Final = 400
@@ -277,7 +278,7 @@ class _RowOperator(Operator):
         """Turn dicts into columns; what is wrong with them is looked for only once something is."""
         if all(type(result) is dict and result.keys() == self._names for result in results):
             try:
-                arrays = [pa.array([result[field.name] for result in results], field.type) for field in self._schema]
+                arrays = [typed_array([result[field.name] for result in results], field.type) for field in self._schema]
             except (pa.ArrowException, TypeError, ValueError, OverflowError):
                 pass
             else:
@@ -289,7 +290,7 @@ class _RowOperator(Operator):
             fault = self._fault(result)
             if fault:
                 raise self._blamed(fault, batch, origin)
-        arrays = [pa.array([result[field.name] for result in results], field.type) for field in self._schema]
+        arrays = [typed_array([result[field.name] for result in results], field.type) for field in self._schema]
         return pa.RecordBatch.from_arrays(arrays, schema=self._schema)
 
     def _fault(self, result: Any) -> str:
@@ -310,9 +311,9 @@ class _RowOperator(Operator):
             if value is None and not field.nullable:
                 return f"must not return None for {field.name!r}, which the schema says is never null"
             try:
-                pa.array([value], field.type)
+                typed_array([value], field.type)
             except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
-                return f"must return {field.type} for {field.name!r}, got {_shown(value)} ({error})"
+                return f"must return {field.type} for {field.name!r}, got {_shown(value)} ({_shortened(str(error))})"
         return ""
 
     def _blamed(self, what: str, batch: pa.RecordBatch, index: int) -> UserCodeError:

@@ -65,9 +65,12 @@ class TumblingWindow(Window):
         """
         if len(times):
             self._check_range(int(times.min()), int(times.max()))
+        # In place: fresh memory would cost as much as the arithmetic.
+        starts: npt.NDArray[np.int64] = (times - self.offset if self.offset else times) // self.size
+        starts *= self.size
         if self.offset:
-            return (times - self.offset) // self.size * self.size + self.offset
-        return times // self.size * self.size
+            starts += self.offset
+        return starts
 
     def _check_range(self, low: int, high: int) -> None:
         margin = self.size + self.offset

@@ -441,3 +441,30 @@ def test_crashes_anywhere_change_nothing(tmp_path: Path, format_: str, order: An
         cell[1] += row["n"]
     got = sorted((row["text"], row["window_start"], row["rows"], row["total"]) for row in out.rows())
     assert got == sorted((*key, *cell) for key, cell in totals.items())
+
+
+def test_a_worker_without_a_file_to_follow_does_not_hold_time_back(tmp_path: Path) -> None:
+    """One file, two subtasks: windows fire though one of them has nothing to read."""
+    inbox = tmp_path / "in"
+    inbox.mkdir()
+    start = dt.datetime(2026, 1, 1)
+    write(inbox / "1.csv", [{"n": n, "text": "a", "x": 1.0, "at": start + dt.timedelta(minutes=n)} for n in range(3)])
+    out, control = ms.memory_sink(), ms.Control()
+    job = ms.Job("j")
+    stream = job.read(ms.files(inbox / "*.csv", schema=SCHEMA, follow=True), event_time="at")
+    stream.group_by("text").window(ms.tumbling("1m")).agg(rows=ms.count()).write(out)
+
+    def stop_when_fired(status: object) -> None:
+        if len(out.rows()) >= 2:
+            control.stop()
+
+    done = job.run(tmp_path / "j.duckdb", every="10ms", parallelism=2, control=control, on_status=stop_when_fired)
+    assert done.outcome == "stopped"
+    assert [row["window_start"] for row in out.rows()] == [start, start + dt.timedelta(minutes=1)]
+
+
+def test_a_pattern_without_a_folder_is_looked_for_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a.csv").write_text("n\n1\n")
+    for pattern in ("*.csv", "./*.csv", "a.csv", "**/*.csv", "."):
+        assert read(ms.files(pattern)) == [{"n": 1}], pattern

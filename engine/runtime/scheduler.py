@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from millstream.engine.element import BarrierKind
-from millstream.engine.errors import ExternalError
+from millstream.engine.errors import JobFailed
 from millstream.engine.runtime.build import Running
 from millstream.engine.runtime.coordinator import Coordinator, Phase
 from millstream.engine.runtime.subtask import Progress, Subtask
@@ -17,6 +17,9 @@ from millstream.engine.time import ManualClock
 
 POLL_SECONDS = 0.002
 """How long a worker whose sources have nothing waits before it asks them again."""
+
+HANGS_AFTER = 30
+"""Seconds after which a worker that was told to stop counts as hanging."""
 
 
 class Worker(threading.Thread):
@@ -80,23 +83,35 @@ class ThreadedScheduler:
         """
         workers = self._start(running)
         try:
-            while coordinator.phase is not Phase.ENDED:
-                if self._failure is not None:
-                    raise self._failure
-                if stop_now():
-                    return None
-                before = coordinator.phase
-                moved = coordinator.step()
-                if moved and before is Phase.IDLE:
-                    for worker in workers:
-                        worker.wake()
-                on_tick()
-                if not moved:
-                    self._changed.wait(coordinator.seconds_to_wait)
-                    self._changed.clear()
-            return coordinator.outcome
-        finally:
-            self._stop(workers)
+            outcome = self._until_ended(workers, coordinator, on_tick, stop_now)
+        except BaseException as error:
+            self._stop(workers, error)
+            raise
+        self._stop(workers, None)
+        return outcome
+
+    def _until_ended(
+        self,
+        workers: Sequence[Worker],
+        coordinator: Coordinator,
+        on_tick: Callable[[], None],
+        stop_now: Callable[[], bool],
+    ) -> BarrierKind | None:
+        while coordinator.phase is not Phase.ENDED:
+            if self._failure is not None:
+                raise self._failure
+            if stop_now():
+                return None
+            before = coordinator.phase
+            moved = coordinator.step()
+            if moved and before is Phase.IDLE:
+                for worker in workers:
+                    worker.wake()
+            on_tick()
+            if not moved:
+                self._changed.wait(coordinator.seconds_to_wait)
+                self._changed.clear()
+        return coordinator.outcome
 
     def wake(self) -> None:
         """The coordinator has something to look at."""
@@ -121,16 +136,19 @@ class ThreadedScheduler:
         self._failure = self._failure or error
         self._changed.set()
 
-    def _stop(self, workers: Sequence[Worker]) -> None:
+    def _stop(self, workers: Sequence[Worker], reason: BaseException | None) -> None:
         for worker in workers:
             worker.stop()
         for worker in workers:
-            worker.join(timeout=30)
+            worker.join(timeout=HANGS_AFTER)
         stuck = [worker.name for worker in workers if worker.is_alive()]
         if stuck:
-            raise ExternalError(
-                f"{', '.join(stuck)} did not stop within 30 s: a function or sink hangs; kill the process"
-            )
+            # Not restarted in this process: what hangs may come back to life beside its successor.
+            why = f" {reason};" if reason else ""
+            raise JobFailed(
+                f"{', '.join(stuck)} did not stop within {HANGS_AFTER} s:{why} a function or sink hangs, so the job "
+                "cannot restart in this process; start it again, or run it with --supervise"
+            ) from reason
 
 
 class SimulatedExecutor:

@@ -56,9 +56,14 @@ class SourceReading:
 
     @property
     def idle(self) -> bool:
-        """Whether every split of this subtask is idle, or it has none to read."""
-        timeout = self._read.idle_timeout
-        return bool(timeout) and all(split.idle for split in self._open)
+        """Whether nothing this subtask reads holds event time back: every split is idle, or it has none.
+
+        Of splits that come one after the other, those still to come are later than all that are open.
+        """
+        source = self._queue.source
+        if not self._open and source.order is SplitOrder.SEQUENTIAL:
+            return not source.bounded
+        return bool(self._read.idle_timeout) and all(split.idle for split in self._open)
 
     def next(self) -> Rows | None:
         """Return the next rows, or None if nothing is there right now."""
