@@ -178,8 +178,15 @@ class FilesSource(Source):
         return TextReader(self._text_format(), open_bytes(path, size), position, bad, context)
 
     def pushed_down(self, columns: frozenset[str], predicate: Expr | None, event_time: str | None) -> Source:
-        """Return a source that decodes only these columns, and passes over row groups the filter rules out."""
-        return replace(self, plan=self.plan.narrowed(columns, predicate, event_time))
+        """Return a source that decodes only these columns, and passes over Parquet row groups the filter rules out."""
+        # Only Parquet says something about rows before they are decoded.
+        used = predicate if self.kind == "parquet" else None
+        return replace(self, plan=self.plan.narrowed(columns, used, event_time))
+
+    @property
+    def filters_by(self) -> Expr | None:
+        """What row groups are passed over by."""
+        return self.plan.predicate
 
     def guarantee(self) -> str:
         """What is read again after a crash."""

@@ -17,6 +17,9 @@ _NEVER: Final[Mapping[str, Callable[[Any, Any, Any], bool]]] = {
     "greater": lambda _, high, value: bool(high <= value),
     "greater_equal": lambda _, high, value: bool(high < value),
 }
+# Types whose statistics are bounds in the order that comparisons have. Those of floats leave NaN out, which comes
+# after all numbers here; those of texts may be cut off, and are bounds nevertheless.
+_ORDERED: Final = (pa.types.is_integer, pa.types.is_timestamp, pa.types.is_string, pa.types.is_large_string)
 _TURNED: Final = {
     "equal": "equal",
     "less": "greater",
@@ -69,14 +72,15 @@ class RowGroups:
     def _bounds(self, group: int, column: str) -> tuple[Any, Any] | None:
         index = self._index.get(column)
         type_ = self._types.get(column)
-        # Only types whose statistics are exact and in the order the comparison has. Texts may be cut off,
-        # and those of floats leave NaN out, which is above all numbers in none of the comparisons.
-        if index is None or type_ is None or not (pa.types.is_integer(type_) or pa.types.is_timestamp(type_)):
+        if index is None or type_ is None or not any(is_ordered(type_) for is_ordered in _ORDERED):
             return None
         statistics = self._metadata.row_group(group).column(index).statistics
         if statistics is None or not statistics.has_min_max:
             return None
-        return statistics.min, statistics.max
+        try:
+            return statistics.min, statistics.max
+        except UnicodeDecodeError:  # a long text was cut off inside a character
+            return None
 
 
 def _conjuncts(predicate: Expr) -> Iterator[Expr]:

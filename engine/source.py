@@ -150,6 +150,11 @@ class Source(ABC):
         del columns, predicate, event_time
         return self
 
+    @property
+    def filters_by(self) -> Expr | None:
+        """The predicate, given to ``pushed_down``, by which it leaves rows out; None: it yields every row."""
+        return None
+
     def guarantee(self) -> str:
         """One sentence for the plan: what is read again after a crash, and why."""
         return "replayable: positions are in the checkpoint" if self.replayable else "not replayable"

@@ -33,7 +33,7 @@ plan [bold] me: 2 stages, parallelism 2
 │   ├── source orders  ID
 │   │   ├── columns: id, shop, amount, status, at
 │   │   ├── event time: at, rows come at most 5s late
-│   │   └── not pushed down, it reads whole rows: status == 'paid'
+│   │   └── not pushed down, the source yields every row: status == 'paid'
 │   ├── filter status == 'paid'  ID
 │   └── project id, shop, amount, status, at, gross=amount * 2  ID
 └── stage 1 × 2, 4 operators fused  ← stage 0 by hash of shop

@@ -52,7 +52,7 @@ def test_a_stopped_job_is_asked_through_its_file(stopped):
     (state,) = shown["state"]
     assert (state["operator"], state["table"], state["rows"]) == ("window_aggregate", "windows", 4)
     assert state["bytes"] >= 4 * 3 * 8
-    assert shown["sources"][0]["offset"] == counted, "every row before the offset is in the state, and no other"
+    assert shown["sources"][0]["position"] == counted, "every row before the position is in the state, and no other"
     assert shown["sinks"] == [{"sink": "nowhere", "pending": 0, "committables": []}]
 
 
@@ -61,10 +61,12 @@ def test_each_epoch_is_shown_as_it_was(stopped):
     epochs = [row["epoch"] for row in rows("checkpoints", "ls", store)]
     shown = [json.loads(call("checkpoints", "show", store, epoch).stdout) for epoch in epochs]
     assert [one["epoch"] for one in shown] == epochs
-    offsets = [one["sources"][0]["offset"] if one["sources"] else 0 for one in shown]
-    assert offsets == sorted(offsets)
-    assert offsets[-1] == counted
-    assert [sum(table["rows"] for table in one["state"]) for one in shown] == [4 if offset else 0 for offset in offsets]
+    positions = [one["sources"][0]["position"] if one["sources"] else 0 for one in shown]
+    assert positions == sorted(positions)
+    assert positions[-1] == counted
+    assert [sum(table["rows"] for table in one["state"]) for one in shown] == [
+        4 if position else 0 for position in positions
+    ]
 
     told = call("checkpoints", "show", store, 1_000_000, code=1).stderr
     assert f"does not hold epoch 1000000; it holds {', '.join(map(str, epochs))}" in told

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import datetime as dt
 import itertools
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import millstream as ms
 import pyarrow as pa
+import pyarrow.csv as pc
+import pyarrow.parquet as pq
 import pytest
 from millstream.engine.expression import Expr
 from millstream.engine.source import Chunk, Position, ReadContext, Source, Split, SplitEnd, SplitReader
@@ -177,6 +181,22 @@ def test_sources_that_keep_the_contract() -> None:
     assert [row["n"] for row in endless] == list(range(12))
     waiting = check_source(lambda: ms.memory_source(TIMED, bounded=False), limit=100)
     assert waiting == TIMED.to_pylist()
+
+
+@pytest.mark.parametrize("kind", ["parquet", "csv", "jsonl"])
+@pytest.mark.parametrize("order", ["name", "event_time"])
+def test_the_files_source(kind: str, order: str, tmp_path: Path) -> None:
+    for number, part in enumerate((TIMED.slice(0, 7), TIMED.slice(7))):
+        path = tmp_path / f"{number}.{kind}"
+        if kind == "parquet":
+            pq.write_table(part, path, row_group_size=3)
+        elif kind == "csv":
+            pc.write_csv(part, path)
+        else:
+            rows = [{**row, "at": row["at"].isoformat()} for row in part.to_pylist()]
+            path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    found = check_source(lambda: ms.files(tmp_path / f"*.{kind}", order=order), event_time="at")
+    assert found == TIMED.to_pylist()
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from millstream.engine.runtime.watermarks import WatermarkMerge
@@ -27,16 +28,21 @@ def test_an_idle_input_lets_the_others_go_on_and_comes_back_without_turning_time
     assert merge.advance(0, 55) == 55
 
 
-def test_all_idle_holds_still() -> None:
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_when_all_are_idle_it_does_not_matter_who_was_first(order: tuple[int, int]) -> None:
     merge = WatermarkMerge(2)
-    merge.advance(0, 1)
-    merge.set_idle(0)
-    assert merge.set_idle(1) is None
+    merge.advance(0, 9)
+    merge.advance(1, 3)
+    for index in order:
+        merge.set_idle(index)
     assert merge.all_idle
+    assert merge.current == 9
 
 
 @given(EVENTS)
-def test_it_only_rises_and_is_the_minimum_of_the_active(events: list[tuple[int, int | None]]) -> None:
+def test_it_only_rises_to_the_lowest_active_or_the_highest_idle(
+    events: list[tuple[int, int | None]],
+) -> None:
     merge = WatermarkMerge(3)
     times, idle, last = [START_OF_TIME] * 3, [False] * 3, START_OF_TIME
     for index, time in events:
@@ -44,7 +50,7 @@ def test_it_only_rises_and_is_the_minimum_of_the_active(events: list[tuple[int, 
         idle[index] = time is None
         times[index] = times[index] if time is None else max(times[index], time)
         active = [t for t, i in zip(times, idle, strict=True) if not i]
-        expected = max(last, min(active)) if active else last
+        expected = max(last, min(active) if active else max(times))
         assert merge.current == expected
         assert risen == (expected if expected > last else None)
         last = expected

@@ -112,7 +112,7 @@ def _contents(reader: StoreReader, manifest: Manifest) -> dict[str, Any]:
             {
                 "source": names.get(p.source_id, p.source_id),
                 "split": p.split.id,
-                "offset": p.position,
+                "position": p.position,
                 "finished": p.finished,
                 "max_event_time": None if p.max_time is None else show_time(p.max_time),
             }
@@ -141,7 +141,7 @@ def _print(shown: dict[str, Any]) -> None:
     console().print(head, highlight=False, markup=False)
     columns = {
         "state": ["operator", "table", "rows", "bytes", "rows_written"],
-        "sources": ["source", "split", "offset", "finished", "max_event_time"],
+        "sources": ["source", "split", "position", "finished", "max_event_time"],
         "sinks": ["sink", "pending", "committables"],
         "watermarks": ["operator", "watermark"],
     }

@@ -82,8 +82,8 @@ def _notes(plan: Plan, graph: Graph, id_: OperatorId) -> list[str]:
             lines.append(f"pruned{where}: {', '.join(gone)}")
     if node.id in plan.predicates:
         assert isinstance(node.body, Read)
-        assert isinstance(written.body, Read)
-        took = "pushed down" if node.body.source is not written.body.source else "not pushed down, it reads whole rows"
+        predicate = node.body.source.filters_by
+        took = "not pushed down, the source yields every row" if predicate is None else "pushed down"
         lines.append(f"{took}: {bare(plan.predicates[node.id])}")
     return lines
 

@@ -83,11 +83,12 @@ class SourceReading:
         """No row below this event time is still to come from this subtask, as far as its splits tell."""
         if self.exhausted:
             return END_OF_TIME
-        times = [split.at.max_time for split in self._open if not split.idle]
-        known = [t for t in times if t is not None]
-        if not times or len(known) < len(times):
+        active = [split.at.max_time for split in self._open if not split.idle]
+        idle = [split.at.max_time for split in self._open if split.idle and split.at.max_time is not None]
+        known = [time for time in active if time is not None]
+        if len(known) < len(active) or not (known or idle):
             return START_OF_TIME
-        return min(known) - self._read.max_delay
+        return (min(known) if known else max(idle)) - self._read.max_delay
 
     def take_positions(self) -> list[SplitPosition]:
         """Return the splits that moved since the last call, as they stand."""

@@ -1,4 +1,4 @@
-"""The minimum of the watermarks of several inputs, some of which may be idle."""
+"""The watermark of several inputs, some of which may be idle: the minimum of those that are not."""
 
 from __future__ import annotations
 
@@ -38,13 +38,18 @@ class WatermarkMerge:
         self._idle[index] = False
 
     def set_idle(self, index: int) -> int | None:
-        """An input no longer counts; return the new minimum if it rose."""
+        """An input no longer counts; return the new watermark if it rose.
+
+        When all are idle it is the highest of theirs, as if those behind had fallen idle first (so does Flink's
+        StatusWatermarkValve): in which order idle inputs say so must not decide whether windows fire.
+        """
         self._idle[index] = True
-        return None if self.all_idle else self._risen()
+        return self._risen()
 
     def _risen(self) -> int | None:
-        minimum = min(t for t, idle in zip(self._times, self._idle, strict=True) if not idle)
-        if minimum <= self.current:
+        active = [t for t, idle in zip(self._times, self._idle, strict=True) if not idle]
+        time = min(active) if active else max(self._times)
+        if time <= self.current:
             return None
-        self.current = minimum
-        return minimum
+        self.current = time
+        return time
