@@ -9,7 +9,7 @@ from typing import TextIO
 
 import pyarrow as pa
 from millstream.connectors.file_formats import JsonLines, json_lines
-from millstream.engine.errors import ExternalError, JobError
+from millstream.engine.errors import ExternalError, JobError, JobFailed
 from millstream.engine.sink import Committable, Sink, SinkContext, SinkKind, SinkWriter
 
 
@@ -76,6 +76,9 @@ class PrintSink(Sink):
                 for lines in json_lines(pa.Table.from_batches([batch])):
                     stream.write(lines.decode())
                 stream.flush()
+            except BrokenPipeError as error:
+                # As with `| head`: no restart brings the reader back.
+                raise JobFailed(f"{self._name}: whoever read the printed rows has gone") from error
             except OSError as error:
                 raise ExternalError(f"{self._name}: the rows cannot be printed: {error}") from error
 

@@ -12,7 +12,7 @@ import pytest
 from millstream.connectors.blackhole import blackhole
 from millstream.connectors.memory import MemorySource, memory_sink, memory_source
 from millstream.connectors.printing import print_sink
-from millstream.engine.errors import ExternalError, JobError, SchemaError
+from millstream.engine.errors import ExternalError, JobError, JobFailed, SchemaError
 from millstream.engine.sink import Committable, Sink, SinkContext, SinkKind
 from millstream.engine.source import Position, ReadContext, SplitEnd
 
@@ -117,6 +117,18 @@ def test_printed_rows_are_lines_of_json_up_to_the_limit() -> None:
 class FullStream(io.StringIO):
     def write(self, text: str) -> int:
         raise OSError(28, "No space left on device")
+
+
+class ClosedPipe(io.StringIO):
+    def write(self, text: str) -> int:
+        raise BrokenPipeError(32, "Broken pipe")
+
+
+def test_a_reader_who_has_gone_ends_the_job_without_a_restart() -> None:
+    writer = print_sink(stream=ClosedPipe()).writer(SCHEMA, CONTEXT)
+    with pytest.raises(JobFailed, match="print: whoever read the printed rows has gone"):
+        writer.write(batch(1))
+    assert not JobFailed.restartable
 
 
 def test_rows_that_cannot_be_printed() -> None:
