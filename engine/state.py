@@ -12,7 +12,7 @@ class StateKind(enum.Enum):
     """How rows of a state table come and go."""
 
     KEYED = "keyed"  # one row per key; a later row replaces an earlier one; deletions are rows too
-    ROWS = "rows"  # immutable rows, grouped in buckets; a bucket is dropped as a whole
+    ROWS = "rows"  # immutable rows, grouped in buckets; a bucket is dropped as a whole, and never written again
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import millstream as ms
+import pyarrow as pa
 import pytest
 from millstream import col
 from millstream.engine import failpoints
+from millstream.engine.source import ReadContext, Source, Split, SplitEnd, SplitReader
 from sample_jobs import START, expected, orders, result, revenue_job
 
 
@@ -59,11 +61,7 @@ def test_stop_takes_a_last_checkpoint_and_the_next_run_goes_on(tmp_path: Path) -
     job = ms.Job("numbers")
 
     def numbers(start: int, stop: int) -> Any:
-        import pyarrow as pa
-
         return pa.RecordBatch.from_pydict({"n": list(range(start, stop))})
-
-    import pyarrow as pa
 
     schema = pa.schema([("n", pa.int64())])
     job.read(ms.generator(numbers, schema=schema, rows=None, batch_rows=100)).write(out)
@@ -112,3 +110,57 @@ def ms_batch(rows: list[dict[str, Any]]) -> Any:
     import pyarrow as pa
 
     return pa.RecordBatch.from_pylist(rows)
+
+
+class CountedReader(SplitReader):
+    """One row a read; counts how many of its kind are open."""
+
+    open = 0
+
+    def __init__(self, position: int) -> None:
+        self._next = position
+        CountedReader.open += 1
+
+    def read(self) -> pa.RecordBatch | SplitEnd:
+        if self._next == 100:
+            return SplitEnd.FINISHED
+        self._next += 1
+        return pa.RecordBatch.from_pydict({"n": [self._next - 1]})
+
+    def position(self) -> int:
+        return self._next
+
+    def close(self) -> None:
+        CountedReader.open -= 1
+
+
+class CountedSource(Source):
+    name = "numbers"
+    schema = pa.schema({"n": pa.int64()})
+
+    def identity(self) -> str:
+        return "numbers"
+
+    def discover(self) -> list[Split]:
+        return [Split("all")]
+
+    def open(self, split: Split, position: Any, context: ReadContext) -> SplitReader:
+        return CountedReader(position or 0)
+
+
+def test_a_failed_generation_lets_go_of_its_readers(tmp_path: Path) -> None:
+    open_when_called = []
+
+    def fail_once(row: dict[str, Any]) -> dict[str, Any]:
+        open_when_called.append(CountedReader.open)
+        if row["n"] == 50 and len(open_when_called) < 60:
+            raise RuntimeError("not now")
+        return row
+
+    out = ms.memory_sink()
+    job = ms.Job("numbers")
+    job.read(CountedSource()).map(fail_once, schema=CountedSource.schema).write(out)
+    assert job.run(tmp_path / "job.duckdb", restarts=3).restarts == 1
+    assert sorted(row["n"] for row in out.rows()) == list(range(100))
+    assert set(open_when_called) == {1}
+    assert CountedReader.open == 0

@@ -12,6 +12,7 @@ from millstream.engine.element import Epoch, Generation
 from millstream.engine.errors import InternalError
 from millstream.engine.failpoints import hit
 from millstream.engine.graph import Node, Read, Write
+from millstream.engine.logs import log
 from millstream.engine.operator import FORWARD, Operator, OperatorContext, OperatorSpec
 from millstream.engine.plan import Plan, Stage, StageInput
 from millstream.engine.runtime.chain import ChannelTarget, OperatorTarget, Ports, SinkTarget, Target
@@ -50,6 +51,14 @@ class Running:
             subtask.close()
         for committer in self.committers.values():
             committer.close()
+
+    def let_go(self) -> None:
+        """After a failure: close files and connections. Operators and writers stay as a crash would leave them."""
+        for close in (*(s.reading.close for s in self.sources), *(c.close for c in self.committers.values())):
+            try:
+                close()
+            except Exception as error:
+                log.warning("not closed after a failure", error=str(error))
 
 
 class Builder:

@@ -76,6 +76,10 @@ class CheckpointStats:
     last_rows: int = 0
 
 
+RETRY_SECONDS = 1.0
+"""How long after a failed write the last checkpoint of a job is tried again, at most."""
+
+
 class Coordinator:
     """One checkpoint at a time, as an explicit state machine; ``step`` never waits.
 
@@ -115,6 +119,7 @@ class Coordinator:
         self._started = 0.0
         self._writing: Future[Manifest | None] | None = None
         self._failures = 0
+        self._not_before = 0.0
         self._stop_requested = False
         self.phase = Phase.IDLE
         self.stats = CheckpointStats(last_epoch=last_epoch)
@@ -175,6 +180,8 @@ class Coordinator:
         return True
 
     def _next_kind(self) -> BarrierKind | None:
+        if self._clock.monotonic() < self._not_before:
+            return None
         if all(source.exhausted for source in self._sources):
             return BarrierKind.FINAL
         if self._stop_requested:
@@ -261,7 +268,9 @@ class Coordinator:
         log.warning("checkpoint failed", epoch=self._epoch, error=str(error), failures_in_a_row=self._failures)
         self._carried += self._gathered
         self.phase = Phase.IDLE
-        self._due = self._clock.monotonic() + self._settings.every
+        now = self._clock.monotonic()
+        # The last checkpoint of a job is due at once, but must not use up its attempts in no time.
+        self._not_before, self._due = now + min(self._settings.every, RETRY_SECONDS), now + self._settings.every
         return True
 
     def _publish(self, epoch: Epoch, committables: Sequence[tuple[str, Committable]]) -> None:
@@ -269,7 +278,13 @@ class Coordinator:
         for sink_id, committable in committables:
             by_sink.setdefault(sink_id, []).append(committable)
         publish(self._committers, epoch, by_sink)
-        self._store.prune()
+        try:
+            self._store.prune()
+        except StoreError as error:
+            if not error.restartable:
+                raise
+            # Everything is committed and visible; what is too old goes with the next checkpoint.
+            log.warning("old epochs not removed yet", epoch=epoch, error=str(error))
 
     def _finish_publishing(self) -> bool:
         assert self._writing is not None

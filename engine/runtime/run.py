@@ -274,6 +274,9 @@ class _Run:
             outcome = scheduler.run(
                 running, coordinator, on_tick=watcher.tick, stop_now=lambda: self._control.stop_now_requested
             )
+        except BaseException:
+            running.let_go()
+            raise
         finally:
             self._status = watcher.look()
             scheduler.close()
