@@ -98,7 +98,7 @@ class WindowedStream:
         >>> out.rows()
         [{'revenue': 3}]
         """
-        from millstream.operators.aggregates import AggregateSpec
+        from millstream.operators.aggregate_spec import AggregateSpec
         from millstream.operators.window_aggregate import WindowAggregate
 
         if misplaced or not isinstance(name, (str, NoneType)):

@@ -43,12 +43,12 @@ class Accumulator(ABC):
         """Have room for slots 0..slots-1; new ones hold nothing."""
 
     @abstractmethod
-    def update(self, slots: Ints, values: pa.Array | None, times: Ints) -> None:
+    def update(self, slots: Ints, arguments: Sequence[pa.Array], times: Ints) -> None:
         """Take rows in.
 
         Args:
             slots: int64, shape (n,): the slot of each row.
-            values: the argument of the aggregate for each row; None if it has none.
+            arguments: the arguments of the aggregate, each an array of shape (n,).
             times: event times, int64 microseconds, shape (n,).
         """
 
@@ -83,10 +83,11 @@ class CountAccumulator(Accumulator):
         """As ``Accumulator.resize``."""
         self._counts = resized(self._counts, slots)
 
-    def update(self, slots: Ints, values: pa.Array | None, times: Ints) -> None:
+    def update(self, slots: Ints, arguments: Sequence[pa.Array], times: Ints) -> None:
         """As ``Accumulator.update``."""
         del times
-        kernels.add_count(slots, NO_MASK if values is None else validity(values), self._counts)
+        valid = validity(arguments[0]) if arguments else NO_MASK
+        kernels.add_count(slots, valid, self._counts)
 
     def result(self, slots: Ints) -> pa.Array:
         """As ``Accumulator.result``; int64."""
@@ -126,10 +127,10 @@ class IntSum(Accumulator):
         self._wraps = resized(self._wraps, slots)
         self._counts = resized(self._counts, slots)
 
-    def update(self, slots: Ints, values: pa.Array | None, times: Ints) -> None:
+    def update(self, slots: Ints, arguments: Sequence[pa.Array], times: Ints) -> None:
         """As ``Accumulator.update``."""
         del times
-        assert values is not None
+        (values,) = arguments
         valid = validity(values)
         if pa.types.is_uint64(values.type):
             # Half of uint64 does not fit int64: what wraps there counts as one wrap more.
@@ -205,10 +206,10 @@ class FloatSum(Accumulator):
         self._errors = resized(self._errors, slots)
         self._counts = resized(self._counts, slots)
 
-    def update(self, slots: Ints, values: pa.Array | None, times: Ints) -> None:
+    def update(self, slots: Ints, arguments: Sequence[pa.Array], times: Ints) -> None:
         """As ``Accumulator.update``."""
         del times
-        assert values is not None
+        (values,) = arguments
         floats = fixed_codes(values).view(np.float64)
         kernels.add_floats(slots, floats, validity(values), self._sums, self._errors, self._counts)
 
@@ -246,10 +247,10 @@ class Extremes(Accumulator):
         self._best = resized(self._best, slots)
         self._seen = resized(self._seen, slots, fill=False)
 
-    def update(self, slots: Ints, values: pa.Array | None, times: Ints) -> None:
+    def update(self, slots: Ints, arguments: Sequence[pa.Array], times: Ints) -> None:
         """As ``Accumulator.update``."""
         del times
-        assert values is not None
+        (values,) = arguments
         codes, valid = order_codes(values), validity(values)
         kernels.keep_extremes(slots, codes, valid, self._greatest, self._best, self._seen)
 
@@ -285,10 +286,10 @@ class ByteExtremes(Accumulator):
         self._cells.resize(slots)
         self._best_row = np.full(slots, -1)
 
-    def update(self, slots: Ints, values: pa.Array | None, times: Ints) -> None:
+    def update(self, slots: Ints, arguments: Sequence[pa.Array], times: Ints) -> None:
         """As ``Accumulator.update``."""
         del times
-        assert values is not None
+        (values,) = arguments
         cells, touched = self._cells, np.empty(len(slots), np.int64)
         offsets, data = byte_strings(order_bytes(values))
         count = kernels.find_extremes(
@@ -342,9 +343,9 @@ class Edges(Accumulator):
         self._seen = resized(self._seen, slots, fill=False)
         self._best_row = np.full(slots, -1)
 
-    def update(self, slots: Ints, values: pa.Array | None, times: Ints) -> None:
+    def update(self, slots: Ints, arguments: Sequence[pa.Array], times: Ints) -> None:
         """As ``Accumulator.update``."""
-        assert values is not None
+        (values,) = arguments
         touched = np.empty(len(slots), np.int64)
         count = kernels.find_edges(slots, times, self._last, self._times, self._seen, self._best_row, touched)
         touched = touched[:count]

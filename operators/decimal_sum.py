@@ -49,10 +49,10 @@ class DecimalSum(Accumulator):
         self._high = resized(self._high, slots)
         self._counts = resized(self._counts, slots)
 
-    def update(self, slots: Ints, values: pa.Array | None, times: Ints) -> None:
+    def update(self, slots: Ints, arguments: Sequence[pa.Array], times: Ints) -> None:
         """As ``Accumulator.update``."""
         del times
-        assert values is not None
+        (values,) = arguments
         words = _words(values if pa.types.is_decimal128(values.type) else values.cast(self._type))
         valid = validity(values)
         kernels.add_wide(slots, words, valid, self._low, self._middle, self._high, self._counts)

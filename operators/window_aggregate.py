@@ -13,7 +13,7 @@ from millstream.engine.expression import Expr
 from millstream.engine.operator import MAIN, Exchange, ExchangeKind, Operator, OperatorSpec
 from millstream.engine.state import DELETED, StateTable
 from millstream.engine.time import show_duration
-from millstream.operators.aggregates import AggregateSpec
+from millstream.operators.aggregate_spec import AggregateSpec
 from millstream.operators.event_time import TIME_TYPE
 from millstream.operators.windowed import LATE, check_columns, check_time, distinct_names
 from millstream.operators.windows import TumblingWindow
@@ -91,6 +91,8 @@ class WindowAggregate(OperatorSpec):
         for key in self.keys:
             form_of(schema.field(key).type, f"key column {key!r}")
         check_time(self.time, schema)
+        for _, aggregate in self.aggregates:
+            aggregate.check(schema)
         names = [*self.keys, WINDOW_START, WINDOW_END, *(name for name, _ in self.aggregates)]
         twice = {name for name in names if names.count(name) > 1}
         if twice:
@@ -114,7 +116,7 @@ class WindowAggregate(OperatorSpec):
         return (StateTable(STATE, columns, keys=keys, route_by=keys[:-1]),)
 
     def columns_needed(self, wanted: Mapping[str, frozenset[str]], inputs: Sequence[pa.Schema]) -> list[frozenset[str]]:
-        """Keys, time, the aggregates' arguments, and what is wanted of late rows."""
+        """Keys, time, what the aggregates read, and what is wanted of late rows."""
         del inputs
         needed = frozenset(self.keys) | frozenset(self.time.columns()) | wanted.get(LATE, frozenset())
         return [needed.union(*(aggregate.columns() for _, aggregate in self.aggregates))]

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import pyarrow as pa
-from millstream.engine.codes import Bools, Ints, fixed_codes, plain
+from millstream.engine.codes import Bools, Ints, fixed_codes
 from millstream.engine.key_index import KeyIndex
 from millstream.engine.operator import MAIN, Operator, Output
 from millstream.engine.state import DELETED, StateDelta
 from millstream.operators import aggregate_kernels as kernels
+from millstream.operators.aggregate_feed import AggregateFeed
 from millstream.operators.cells import resized
 from millstream.operators.changes import Changes
 from millstream.operators.event_time import time_array
@@ -35,9 +36,10 @@ class WindowAggregateOperator(Operator):
         self._index = KeyIndex([self._table.schema.field(key).type for key in self._table.keys])
         self._open = OpenWindows()
         self._changes = Changes(self._table)
-        self._arguments = [aggregate.expr for _, aggregate in spec.aggregates]
-        self._accumulators = [aggregate.accumulator(schema) for _, aggregate in spec.aggregates]
-        self._widths = [len(aggregate.state_fields(schema)) for _, aggregate in spec.aggregates]
+        aggregates = [aggregate for _, aggregate in spec.aggregates]
+        self._accumulators = [aggregate.accumulator(schema) for aggregate in aggregates]
+        self._widths = [len(aggregate.state_fields(schema)) for aggregate in aggregates]
+        self._feed = AggregateFeed(aggregates, self._accumulators)
         self._starts: Ints = np.empty(0, np.int64)
 
     def process(self, batch: pa.RecordBatch, out: Output) -> None:
@@ -53,9 +55,7 @@ class WindowAggregateOperator(Operator):
         kernels.touch(slots, admitted.starts, self._starts, self._changes.changed)
         self._changes.begin(known, len(self._index) - known)
         self._open.add(known, self._starts[known : len(self._index)])
-        for argument, accumulator in zip(self._arguments, self._accumulators, strict=True):
-            values = None if argument is None else plain(argument.evaluate(batch))
-            accumulator.update(slots, values, admitted.times)
+        self._feed.update(batch, slots, admitted.times)
 
     def on_watermark(self, time: int, out: Output) -> None:
         """Fire every window that is due, in order."""

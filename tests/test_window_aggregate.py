@@ -5,7 +5,6 @@ import math
 from decimal import Decimal
 from typing import Any
 
-import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -16,108 +15,23 @@ from millstream.engine.errors import DataError, JobError, SchemaError
 from millstream.engine.expression import col
 from millstream.engine.state import WHOLE_STATE_ROWS
 from millstream.operators import aggregates as agg
+from millstream.operators.aggregate_spec import AggregateSpec
 from millstream.operators.window_aggregate import WindowAggregate
 from millstream.operators.windows import TumblingWindow, tumbling
-from operator_kit import Advance, Harness, Restart, Step, bag, rows_of
+from operator_kit import Harness, Restart, Step, bag, rows_of
+from window_kit import SCHEMA, SIZE, VALUES, by_sql, split_by_lateness, streams
 
-SIZE = 10
-INTS = st.none() | st.integers(-(2**55), 2**55) | st.integers(-3, 3)
-VALUES: dict[str, tuple[pa.DataType, st.SearchStrategy[Any]]] = {
-    "i": (pa.int64(), INTS),
-    "u": (pa.uint64(), st.none() | st.integers(0, 2**58)),
-    # Multiples of 1/64 add up exactly, so that the order in which DuckDB adds them cannot matter.
-    "f": (
-        pa.float64(),
-        st.sampled_from([None, math.nan, math.inf, -0.0]) | st.integers(-999, 999).map(lambda n: n / 64),
-    ),
-    "b": (pa.bool_(), st.none() | st.booleans()),
-    "s": (pa.string(), st.sampled_from([None, "", "a", "ab", "b", "é", "z" * 40])),
-    "n": (pa.decimal128(12, 2), st.none() | st.decimals(-(10**9), 10**9, places=2)),
-    "d": (pa.date32(), st.none() | st.dates()),
-}
-KEYS: dict[str, tuple[pa.DataType, st.SearchStrategy[Any]]] = {
-    "k": (pa.int32(), st.sampled_from([None, 0, 1, -(2**31)])),
-    "g": (pa.string(), st.sampled_from([None, "", "x", "y"])),
-    "h": (pa.float64(), st.sampled_from([None, math.nan, 0.0, -0.0])),
-}
-COLUMNS = {**KEYS, **VALUES, "t": (pa.timestamp("us"), st.none() | st.integers(-60, 60))}
-SCHEMA = pa.schema([(name, type) for name, (type, _) in COLUMNS.items()] + [("seq", pa.int64())])
 NUMBERS, ORDERED = "iufbn", "iufbsnd"
-AGGREGATES = (
-    ("rows", agg.count()),
-    *((f"count_{v}", agg.count(v)) for v in VALUES),
-    *((f"sum_{v}", agg.sum(v)) for v in NUMBERS),
-    *((f"mean_{v}", agg.mean(v)) for v in NUMBERS),
-    *((f"min_{v}", agg.min(v)) for v in ORDERED),
-    *((f"max_{v}", agg.max(v)) for v in ORDERED),
-    *((f"first_{v}", agg.first(v)) for v in ORDERED),
-    *((f"last_{v}", agg.last(v)) for v in ORDERED),
-)
-SQL_OF = {
-    "count": "count({0})",
-    "sum": "sum({0})",
-    "mean": "avg({0})",
-    "min": "min({0})",
-    "max": "max({0})",
-    "first": "first({0} order by t, seq)",
-    "last": "last({0} order by t, seq)",
+AGGREGATES: dict[str, tuple[AggregateSpec, str]] = {
+    "rows": (agg.count(), "count(*)"),
+    **{f"count_{v}": (agg.count(v), f"count({v})") for v in VALUES},
+    **{f"sum_{v}": (agg.sum(v), f"sum({v})") for v in NUMBERS},
+    **{f"mean_{v}": (agg.mean(v), "avg(b::int)" if v == "b" else f"avg({v})") for v in NUMBERS},
+    **{f"min_{v}": (agg.min(v), f"min({v})") for v in ORDERED},
+    **{f"max_{v}": (agg.max(v), f"max({v})") for v in ORDERED},
+    **{f"first_{v}": (agg.first(v), f"first({v} order by t, seq)") for v in ORDERED},
+    **{f"last_{v}": (agg.last(v), f"last({v} order by t, seq)") for v in ORDERED},
 }
-
-
-@st.composite
-def streams(draw: st.DrawFn) -> list[Step]:
-    """Batches of random rows, with watermarks, barriers and restarts in between."""
-    steps: list[Step] = []
-    seq = 0
-    for _ in range(draw(st.integers(1, 6))):
-        count = draw(st.integers(1, 12))
-        columns = {
-            name: pa.array(draw(st.lists(values, min_size=count, max_size=count)), type)
-            for name, (type, values) in COLUMNS.items()
-        }
-        steps.append(pa.record_batch([*columns.values(), pa.array(range(seq, seq + count))], schema=SCHEMA))
-        seq += count
-        after = draw(st.sampled_from(["nothing", "advance", "restart", "advance, restart"]))
-        if "advance" in after:
-            steps.append(Advance(draw(st.integers(-70, 70))))
-        if "restart" in after:
-            steps.append(Restart(draw(st.integers(1, 3))))
-    return steps
-
-
-def start_of(time: dt.datetime, offset: int = 0) -> int:
-    micros = (time - dt.datetime(1970, 1, 1)) // dt.timedelta(microseconds=1)
-    return (micros - offset) // SIZE * SIZE + offset
-
-
-def split_by_lateness(steps: list[Step], lateness: int) -> tuple[pa.Table, int, int]:
-    """The rows on time with the start of their window, and how many were late or without time."""
-    on_time, late, timeless, watermark = [], 0, 0, -(2**62)
-    for step in steps:
-        if isinstance(step, Advance):
-            watermark = max(watermark, step.time)
-        if isinstance(step, pa.RecordBatch):
-            for row in step.to_pylist():
-                if row["t"] is None:
-                    timeless += 1
-                elif start_of(row["t"]) + SIZE + lateness <= watermark:
-                    late += 1
-                else:
-                    on_time.append({**row, "start": start_of(row["t"])})
-    return pa.Table.from_pylist(on_time, SCHEMA.append(pa.field("start", pa.int64()))), late, timeless
-
-
-def by_sql(rows: pa.Table, keys: tuple[str, ...]) -> list[tuple[Any, ...]]:
-    made = ["count(*)"]
-    for function, argument in (name.split("_") for name, _ in AGGREGATES[1:]):
-        made.append(SQL_OF[function].format("b::int" if (function, argument) == ("mean", "b") else argument))
-    group = ", ".join([*keys, "start"])
-    # 0.0 and -0.0 are one key; DuckDB shows one of them, we show 0.0.
-    shown = [f"{key} + 0.0" if key == "h" else key for key in keys]
-    outputs = [*shown, "make_timestamp(start)", f"make_timestamp(start + {SIZE})", *made]
-    with duckdb.connect() as connection:
-        connection.register("rows", rows)
-        return rows_of(connection.sql(f"select {', '.join(outputs)} from rows group by {group}").to_arrow_table())
 
 
 @settings(max_examples=60, deadline=None)
@@ -130,10 +44,11 @@ def by_sql(rows: pa.Table, keys: tuple[str, ...]) -> list[tuple[Any, ...]]:
 def test_any_stream_gives_what_sql_gives_over_the_rows_on_time(
     steps: list[Step], keys: tuple[str, ...], lateness: int, parallelism: int
 ) -> None:
-    spec = WindowAggregate(keys, TumblingWindow(SIZE), AGGREGATES, col("t"), lateness)
+    aggregates = tuple((name, aggregate) for name, (aggregate, _) in AGGREGATES.items())
+    spec = WindowAggregate(keys, TumblingWindow(SIZE), aggregates, col("t"), lateness)
     run = Harness(spec, SCHEMA, parallelism).run(steps).finish()
     on_time, late, timeless = split_by_lateness(steps, lateness)
-    assert bag(rows_of(run.results())) == bag(by_sql(on_time, keys))
+    assert bag(rows_of(run.results())) == bag(by_sql(on_time, keys, [sql for _, sql in AGGREGATES.values()]))
     assert run.results("late").num_rows == late + timeless
     assert (run.counters["late_rows"], run.counters["null_time_rows"]) == (late, timeless)
 
