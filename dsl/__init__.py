@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from millstream.engine.runtime.run import Control, JobResult
     from millstream.job import Job
     from millstream.operators.aggregates import count, first, last, max, mean, min, sum
+    from millstream.operators.spread import stddev, variance
     from millstream.operators.windows import tumbling
     from millstream.stream import Stream
 
@@ -64,6 +65,7 @@ _HOMES = {
     "millstream.engine.runtime.run": ("Control", "JobResult"),
     "millstream.job": ("Job",),
     "millstream.operators.aggregates": ("count", "first", "last", "max", "mean", "min", "sum"),
+    "millstream.operators.spread": ("stddev", "variance"),
     "millstream.operators.windows": ("tumbling",),
     "millstream.stream": ("Stream",),
 }
@@ -105,8 +107,10 @@ __all__ = [
     "min",
     "parquet",
     "print_sink",
+    "stddev",
     "sum",
     "tumbling",
+    "variance",
     "when",
 ]
 

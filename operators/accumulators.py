@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -69,45 +69,55 @@ class Accumulator(ABC):
         """Keep the slots ``kept`` (ascending), which become 0..n-1."""
 
 
-def _int64(values: Ints) -> pa.Array:
-    return pa.array(values, pa.int64())
+class NumberAccumulator(Accumulator):
+    """Keeps int64 and float64 numbers, 0 at first: an array for each column of its state.
 
+    Args:
+        types: of the columns.
+    """
 
-class CountAccumulator(Accumulator):
-    """Counts rows, or values that are not null."""
-
-    def __init__(self) -> None:
-        self._counts: Ints = np.empty(0, np.int64)
+    def __init__(self, *types: type[np.int64 | np.float64]) -> None:
+        self.numbers: list[npt.NDArray[Any]] = [np.empty(0, type) for type in types]
 
     def resize(self, slots: int) -> None:
         """As ``Accumulator.resize``."""
-        self._counts = resized(self._counts, slots)
+        self.numbers = [resized(column, slots) for column in self.numbers]
+
+    def state(self, slots: Ints) -> list[pa.Array]:
+        """As ``Accumulator.state``."""
+        return [pa.array(column[slots]) for column in self.numbers]
+
+    def load(self, slots: Ints, columns: Sequence[pa.Array]) -> None:
+        """As ``Accumulator.load``."""
+        for own, column in zip(self.numbers, columns, strict=True):
+            own[slots] = fixed_codes(column).view(own.dtype)
+
+    def compact(self, kept: Ints) -> None:
+        """As ``Accumulator.compact``."""
+        self.numbers = [column[kept] for column in self.numbers]
+
+
+class CountAccumulator(NumberAccumulator):
+    """Counts rows, or values that are not null. State: count."""
+
+    def __init__(self) -> None:
+        super().__init__(np.int64)
 
     def update(self, slots: Ints, arguments: Sequence[pa.Array], times: Ints) -> None:
         """As ``Accumulator.update``."""
         del times
         valid = validity(arguments[0]) if arguments else NO_MASK
-        kernels.add_count(slots, valid, self._counts)
+        kernels.add_count(slots, valid, *self.numbers)
 
     def result(self, slots: Ints) -> pa.Array:
         """As ``Accumulator.result``; int64."""
-        return _int64(self._counts[slots])
-
-    def state(self, slots: Ints) -> list[pa.Array]:
-        """As ``Accumulator.state``."""
-        return [self.result(slots)]
-
-    def load(self, slots: Ints, columns: Sequence[pa.Array]) -> None:
-        """As ``Accumulator.load``."""
-        self._counts[slots] = fixed_codes(columns[0])
-
-    def compact(self, kept: Ints) -> None:
-        """As ``Accumulator.compact``."""
-        self._counts = self._counts[kept]
+        return pa.array(self.numbers[0][slots])
 
 
-class IntSum(Accumulator):
+class IntSum(NumberAccumulator):
     """Adds integers exactly; the sum may pass beyond int64 on its way, but must be back at the end.
+
+    State: sum, overflow (how many times 2**64 come on top), count.
 
     Args:
         mean: give the mean (float64) instead of the sum (int64).
@@ -117,15 +127,7 @@ class IntSum(Accumulator):
     def __init__(self, mean: bool, what: str) -> None:
         self._mean = mean
         self._what = what
-        self._sums: Ints = np.empty(0, np.int64)
-        self._wraps: Ints = np.empty(0, np.int64)
-        self._counts: Ints = np.empty(0, np.int64)
-
-    def resize(self, slots: int) -> None:
-        """As ``Accumulator.resize``."""
-        self._sums = resized(self._sums, slots)
-        self._wraps = resized(self._wraps, slots)
-        self._counts = resized(self._counts, slots)
+        super().__init__(np.int64, np.int64, np.int64)
 
     def update(self, slots: Ints, arguments: Sequence[pa.Array], times: Ints) -> None:
         """As ``Accumulator.update``."""
@@ -135,18 +137,15 @@ class IntSum(Accumulator):
         if pa.types.is_uint64(values.type):
             # Half of uint64 does not fit int64: what wraps there counts as one wrap more.
             codes = fixed_codes(values)
-            self._update(slots, codes, valid)
+            kernels.add_ints(slots, codes, valid, *self.numbers)
             beyond = (codes < 0) & valid if len(valid) else codes < 0
-            np.add.at(self._wraps, slots[beyond], 1)
+            np.add.at(self.numbers[1], slots[beyond], 1)
         else:
-            self._update(slots, fixed_codes(values), valid)
-
-    def _update(self, slots: Ints, codes: Ints, valid: Bools) -> None:
-        kernels.add_ints(slots, codes, valid, self._sums, self._wraps, self._counts)
+            kernels.add_ints(slots, fixed_codes(values), valid, *self.numbers)
 
     def result(self, slots: Ints) -> pa.Array:
         """As ``Accumulator.result``."""
-        sums, wraps, counts = self._sums[slots], self._wraps[slots], self._counts[slots]
+        sums, wraps, counts = (column[slots] for column in self.numbers)
         if self._mean:
             return pa.array(_int_means(sums, wraps, counts), mask=counts == 0)
         if bool(wraps.any()):
@@ -157,18 +156,6 @@ class IntSum(Accumulator):
                 "Sum a wider type instead: cast the column to decimal or float64 first"
             )
         return fixed_array(sums, counts > 0, pa.int64())
-
-    def state(self, slots: Ints) -> list[pa.Array]:
-        """As ``Accumulator.state``: sum, overflow, count."""
-        return [_int64(self._sums[slots]), _int64(self._wraps[slots]), _int64(self._counts[slots])]
-
-    def load(self, slots: Ints, columns: Sequence[pa.Array]) -> None:
-        """As ``Accumulator.load``."""
-        self._sums[slots], self._wraps[slots], self._counts[slots] = (fixed_codes(c) for c in columns)
-
-    def compact(self, kept: Ints) -> None:
-        """As ``Accumulator.compact``."""
-        self._sums, self._wraps, self._counts = self._sums[kept], self._wraps[kept], self._counts[kept]
 
 
 def _int_means(sums: Ints, wraps: Ints, counts: Ints) -> Floats:
@@ -187,8 +174,10 @@ def _divided(totals: Floats, counts: Ints) -> pa.Array:
     return pa.array(means, pa.float64(), mask=counts == 0)
 
 
-class FloatSum(Accumulator):
+class FloatSum(NumberAccumulator):
     """Adds floats in double-double arithmetic, so that the order of the rows all but never shows.
+
+    State: sum, error (what comes on top), count.
 
     Args:
         mean: give the mean instead of the sum; both are float64.
@@ -196,41 +185,20 @@ class FloatSum(Accumulator):
 
     def __init__(self, mean: bool) -> None:
         self._mean = mean
-        self._sums: Floats = np.empty(0, np.float64)
-        self._errors: Floats = np.empty(0, np.float64)
-        self._counts: Ints = np.empty(0, np.int64)
-
-    def resize(self, slots: int) -> None:
-        """As ``Accumulator.resize``."""
-        self._sums = resized(self._sums, slots)
-        self._errors = resized(self._errors, slots)
-        self._counts = resized(self._counts, slots)
+        super().__init__(np.float64, np.float64, np.int64)
 
     def update(self, slots: Ints, arguments: Sequence[pa.Array], times: Ints) -> None:
         """As ``Accumulator.update``."""
         del times
         (values,) = arguments
         floats = fixed_codes(values).view(np.float64)
-        kernels.add_floats(slots, floats, validity(values), self._sums, self._errors, self._counts)
+        kernels.add_floats(slots, floats, validity(values), *self.numbers)
 
     def result(self, slots: Ints) -> pa.Array:
         """As ``Accumulator.result``."""
-        totals, counts = self._sums[slots] + self._errors[slots], self._counts[slots]
+        sums, errors, counts = (column[slots] for column in self.numbers)
+        totals = sums + errors
         return _divided(totals, counts) if self._mean else pa.array(totals, pa.float64(), mask=counts == 0)
-
-    def state(self, slots: Ints) -> list[pa.Array]:
-        """As ``Accumulator.state``: sum, error, count."""
-        return [pa.array(self._sums[slots]), pa.array(self._errors[slots]), _int64(self._counts[slots])]
-
-    def load(self, slots: Ints, columns: Sequence[pa.Array]) -> None:
-        """As ``Accumulator.load``."""
-        self._sums[slots] = fixed_codes(columns[0]).view(np.float64)
-        self._errors[slots] = fixed_codes(columns[1]).view(np.float64)
-        self._counts[slots] = fixed_codes(columns[2])
-
-    def compact(self, kept: Ints) -> None:
-        """As ``Accumulator.compact``."""
-        self._sums, self._errors, self._counts = self._sums[kept], self._errors[kept], self._counts[kept]
 
 
 class Extremes(Accumulator):

@@ -73,6 +73,101 @@ def add_floats(slots: Any, values: Any, valid: Any, sums: Any, errors: Any, coun
         counts[slot] += 1
 
 
+@inlined
+def _sum_exactly(left: Any, right: Any) -> Any:
+    """Return the rounded sum of two floats, and what rounding took away."""
+    total = left + right
+    part = total - left
+    return total, (left - (total - part)) + (right - part)
+
+
+@inlined
+def _halves(value: Any) -> Any:
+    """Cut a float into two of half as many bits: products of halves are exact."""
+    scaled = 134217729.0 * value
+    high = scaled - (scaled - value)
+    return high, value - high
+
+
+@inlined
+def _product_exactly(left: Any, right: Any) -> Any:
+    """Return the rounded product of two floats, and what rounding took away."""
+    product = left * right
+    high, low = _halves(left)
+    upper, lower = _halves(right)
+    return product, low * lower - (((product - high * upper) - low * upper) - high * lower)
+
+
+@inlined
+def _accumulate(sums: Any, errors: Any, slot: int, value: Any, rest: Any) -> None:
+    """Add ``value + rest`` to a double-double sum."""
+    total, error = _sum_exactly(sums[slot], value)
+    if np.isfinite(total):
+        error += errors[slot] + rest
+        sums[slot] = total + error
+        errors[slot] = error - (sums[slot] - total)
+    else:
+        sums[slot] = total
+        errors[slot] = 0.0
+
+
+@kernel
+def add_spread(  # noqa: PLR0913, PLR0917  kernels know no objects
+    slots: Any,
+    values: Any,
+    rests: Any,
+    valid: Any,
+    shifts: Any,
+    sums: Any,
+    errors: Any,
+    squares: Any,
+    square_errors: Any,
+    counts: Any,
+) -> None:
+    """Add up values and their squares, less the first value of the slot, in double-double arithmetic.
+
+    Args:
+        rests: float64, shape (n,): what comes on top of ``values``; empty: nothing.
+        shifts: takes the first value of each slot.
+    """
+    masked = valid.shape[0] > 0
+    double = rests.shape[0] > 0
+    for row in range(slots.shape[0]):
+        if masked and not valid[row]:
+            continue
+        slot = slots[row]
+        if counts[slot] == 0:
+            shifts[slot] = values[row]
+        counts[slot] += 1
+        high, low = _sum_exactly(values[row], -shifts[slot])
+        if not np.isfinite(high):
+            overflow = np.isfinite(values[row]) and np.isfinite(shifts[slot])
+            squares[slot] += np.inf if overflow else np.nan
+            continue
+        if double:
+            high, low = _sum_exactly(high, low + rests[row])
+        _accumulate(sums, errors, slot, high, low)
+        square, rest = _product_exactly(high, high)
+        _accumulate(squares, square_errors, slot, square, rest + 2.0 * high * low)
+
+
+@kernel
+def deviations(sums: Any, errors: Any, squares: Any, square_errors: Any, counts: Any, out: Any) -> None:
+    """Compute sums of squared differences from the mean from what ``add_spread`` keeps: squares - sum * mean."""
+    for slot in range(out.shape[0]):
+        count = np.float64(max(counts[slot], 1))
+        mean = sums[slot] / count
+        product, lost = _product_exactly(mean, count)
+        rest_of_mean = (((sums[slot] - product) - lost) + errors[slot]) / count
+        taken, rest = _product_exactly(sums[slot], mean)
+        rest += sums[slot] * rest_of_mean + errors[slot] * mean
+        if np.isfinite(squares[slot]):
+            left, lost = _sum_exactly(squares[slot], -taken)
+            out[slot] = max(left + (lost + (square_errors[slot] - rest)), 0.0)
+        else:
+            out[slot] = squares[slot]
+
+
 @kernel
 def add_wide(slots: Any, words: Any, valid: Any, low: Any, middle: Any, high: Any, counts: Any) -> None:
     """Add 128-bit integers (``words``: uint64, shape (n, 2), low word first) into 192-bit ones."""

@@ -53,7 +53,7 @@ class DecimalSum(Accumulator):
         """As ``Accumulator.update``."""
         del times
         (values,) = arguments
-        words = _words(values if pa.types.is_decimal128(values.type) else values.cast(self._type))
+        words = decimal_words(values)
         valid = validity(values)
         kernels.add_wide(slots, words, valid, self._low, self._middle, self._high, self._counts)
 
@@ -81,7 +81,7 @@ class DecimalSum(Accumulator):
 
     def load(self, slots: Ints, columns: Sequence[pa.Array]) -> None:
         """As ``Accumulator.load``."""
-        words = _words(columns[0])
+        words = decimal_words(columns[0])
         self._low[slots], self._middle[slots] = words[:, 0], words[:, 1]
         self._high[slots] = words[:, 1].view(np.int64) >> 63
         overflows = fixed_codes(columns[1])
@@ -125,7 +125,9 @@ class DecimalSum(Accumulator):
         self._high[slot] = value >> 128
 
 
-def _words(values: pa.Array) -> Words:
-    """Return the two words of each decimal128, low word first, shape (n, 2)."""
+def decimal_words(values: pa.Array) -> Words:
+    """Return the two words of each decimal of at most 128 bits, low word first, shape (n, 2)."""
+    if not pa.types.is_decimal128(values.type):
+        values = values.cast(pa.decimal128(38, values.type.scale))
     offsets, data = byte_strings(values)
     return data[offsets[0] : offsets[-1]].view(np.uint64).reshape(-1, 2)
