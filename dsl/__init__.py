@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from millstream.engine.runtime.run import Control, JobResult
     from millstream.job import Job
     from millstream.operators.aggregates import count, first, last, max, mean, min, sum
+    from millstream.operators.picks import arg_max, arg_min
     from millstream.operators.spread import stddev, variance
     from millstream.operators.windows import tumbling
     from millstream.stream import Stream
@@ -65,6 +66,7 @@ _HOMES = {
     "millstream.engine.runtime.run": ("Control", "JobResult"),
     "millstream.job": ("Job",),
     "millstream.operators.aggregates": ("count", "first", "last", "max", "mean", "min", "sum"),
+    "millstream.operators.picks": ("arg_max", "arg_min"),
     "millstream.operators.spread": ("stddev", "variance"),
     "millstream.operators.windows": ("tumbling",),
     "millstream.stream": ("Stream",),
@@ -89,6 +91,8 @@ __all__ = [
     "StoreLocked",
     "Stream",
     "UserCodeError",
+    "arg_max",
+    "arg_min",
     "blackhole",
     "call",
     "col",

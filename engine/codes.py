@@ -56,6 +56,19 @@ def form_of(type: pa.DataType, what: str) -> Form:
     )
 
 
+def has_form(type: pa.DataType) -> bool:
+    """Whether values of a type may be hashed and ordered.
+
+    >>> has_form(pa.int8()), has_form(pa.list_(pa.int8()))
+    (True, False)
+    """
+    try:
+        form_of(type, "a value")
+    except SchemaError:
+        return False
+    return True
+
+
 def plain_type(type: pa.DataType) -> pa.DataType:
     """Return the type without its dictionary: state and results hold plain values."""
     return type.value_type if pa.types.is_dictionary(type) else type

@@ -265,6 +265,32 @@ def find_extremes(  # noqa: PLR0913, PLR0917  kernels know no objects
 
 
 @kernel
+def find_best(  # noqa: PLR0913, PLR0917  kernels know no objects
+    slots: Any, codes: Any, valid: Any, greatest: bool, best: Any, seen: Any, best_row: Any, touched: Any
+) -> int:
+    """Find the first row of which the code is less (or greater) than its slot's and no other's is less still.
+
+    ``best`` and ``seen`` are brought up to date; ``best_row``, ``touched`` and the answer are as in
+    ``find_extremes``.
+    """
+    count = 0
+    masked = valid.shape[0] > 0
+    for row in range(slots.shape[0]):
+        if masked and not valid[row]:
+            continue
+        slot = slots[row]
+        code = codes[row]
+        if not seen[slot] or (code > best[slot] if greatest else code < best[slot]):
+            best[slot] = code
+            seen[slot] = True
+            if best_row[slot] < 0:
+                touched[count] = slot
+                count += 1
+            best_row[slot] = row
+    return count
+
+
+@kernel
 def find_edges(slots: Any, times: Any, last: bool, best_time: Any, seen: Any, best_row: Any, touched: Any) -> int:
     """Find the row that is first (or last) in time in its slot, also against what the slot has seen.
 

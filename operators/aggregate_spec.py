@@ -10,6 +10,7 @@ import pyarrow as pa
 from millstream.engine.codes import plain_type
 from millstream.engine.errors import JobError, SchemaError
 from millstream.engine.expression import Expr, col
+from millstream.engine.store.columns import storage_type
 
 if TYPE_CHECKING:
     from millstream.operators.accumulators import Accumulator
@@ -89,6 +90,15 @@ class AggregateSpec(ABC):
         if pa.types.is_decimal(type) and type.bit_width <= 128:
             return type
         raise self.refuse(type, "a number: integer, float, boolean, or decimal of at most 38 digits")
+
+    def kept_type(self, schema: pa.Schema, position: int = 0) -> pa.DataType:
+        """Return the plain type of an argument. Raises SchemaError if checkpoints cannot hold its values."""
+        type = self.argument_type(schema, position)
+        try:
+            storage_type(type)
+        except SchemaError as error:
+            raise SchemaError(f"{self.identity()}: {error}") from None
+        return type
 
     def refuse(self, type: pa.DataType, expected: str) -> SchemaError:
         """Return the error for an argument of a type that it cannot take."""

@@ -144,9 +144,7 @@ class Edge(AggregateSpec):
 
     def type_in(self, schema: pa.Schema) -> pa.DataType:
         """Return the argument's type."""
-        type = self.argument_type(schema)
-        form_of(type, f"the argument of {self.identity()}")
-        return type
+        return self.kept_type(schema)
 
     def state_fields(self, schema: pa.Schema) -> tuple[pa.Field, ...]:
         """As ``AggregateSpec.state_fields``."""

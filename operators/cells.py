@@ -20,11 +20,13 @@ from millstream.engine.codes import (
     fixed_array,
     fixed_codes,
     form_of,
+    has_form,
     order_bytes,
     ordered_bytes_array,
     validity,
 )
 from millstream.operators import aggregate_kernels as kernels
+from millstream.operators.rows import Rows
 
 _MIN_GARBAGE: Final = 65_536
 
@@ -59,7 +61,7 @@ class Cells(ABC):
         """Keep the slots ``kept`` (ascending), which become 0..n-1."""
 
 
-def cells_for(type: pa.DataType) -> FixedCells | ByteCells:
+def cells_for(type: pa.DataType) -> FixedCells | ByteCells | RowCells:
     """Return empty cells for values of a type.
 
     >>> cells = cells_for(pa.string())
@@ -68,6 +70,8 @@ def cells_for(type: pa.DataType) -> FixedCells | ByteCells:
     >>> cells.get(np.array([0, 1])).to_pylist()
     [None, 'x']
     """
+    if not has_form(type):
+        return RowCells(type)
     return FixedCells(type) if form_of(type, "a value to keep") is Form.FIXED else ByteCells(type)
 
 
@@ -170,6 +174,49 @@ class ByteCells(Cells):
         self.starts = np.ascontiguousarray(ends[:-1])
         self._used = self._live = len(data)
         self.heap = resized(data, max(4_096, 2 * len(data)))
+
+
+class RowCells(Cells):
+    """Cells for any other type, lists and structs: Arrow rows; replaced ones stay until half of them are garbage."""
+
+    def __init__(self, type: pa.DataType) -> None:
+        self._schema = pa.schema([pa.field("value", type)])
+        self._rows = Rows(self._schema)
+        self._row_of: Ints = np.empty(0, np.int64)
+        self._live = 0
+
+    def resize(self, slots: int) -> None:
+        """As ``Cells.resize``."""
+        self._row_of = resized(self._row_of, slots, fill=-1)
+
+    def put(self, slots: Ints, values: pa.Array) -> None:
+        """As ``Cells.put``."""
+        first = len(self._rows)
+        self._live += int((self._row_of[slots] < 0).sum())
+        self._rows.append(pa.record_batch([values], schema=self._schema))
+        self._row_of[slots] = np.arange(first, len(self._rows))
+        if len(self._rows) > 2 * self._live + _MIN_GARBAGE:
+            self._collect()
+
+    def get(self, slots: Ints) -> pa.Array:
+        """As ``Cells.get``."""
+        rows = self._row_of[slots]
+        held = rows >= 0
+        values = self._rows.take(rows[held]).column(0)
+        return values.take(pa.array(np.cumsum(held) - 1, mask=~held))
+
+    def compact(self, kept: Ints) -> None:
+        """As ``Cells.compact``."""
+        self._row_of = self._row_of[kept]
+        self._collect()
+
+    def _collect(self) -> None:
+        """Forget the rows that have been replaced."""
+        slots = np.flatnonzero(self._row_of >= 0)
+        slots = slots[np.argsort(self._row_of[slots])]
+        self._rows.compact(self._row_of[slots])
+        self._row_of[slots] = np.arange(len(slots))
+        self._live = len(slots)
 
 
 def _total(sizes: Ints) -> int:
