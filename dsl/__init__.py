@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from millstream.engine.runtime.run import Control, JobResult
     from millstream.job import Job
     from millstream.operators.aggregates import count, first, last, max, mean, min, sum
+    from millstream.operators.distinct import count_distinct
     from millstream.operators.picks import arg_max, arg_min
     from millstream.operators.spread import stddev, variance
     from millstream.operators.windows import tumbling
@@ -66,6 +67,7 @@ _HOMES = {
     "millstream.engine.runtime.run": ("Control", "JobResult"),
     "millstream.job": ("Job",),
     "millstream.operators.aggregates": ("count", "first", "last", "max", "mean", "min", "sum"),
+    "millstream.operators.distinct": ("count_distinct",),
     "millstream.operators.picks": ("arg_max", "arg_min"),
     "millstream.operators.spread": ("stddev", "variance"),
     "millstream.operators.windows": ("tumbling",),
@@ -97,6 +99,7 @@ __all__ = [
     "call",
     "col",
     "count",
+    "count_distinct",
     "csv",
     "files",
     "first",

@@ -74,6 +74,14 @@ class AggregateSpec(ABC):
     def state_fields(self, schema: pa.Schema) -> tuple[pa.Field, ...]:
         """Declare what it keeps per group; names are short, ``[a-z]+``, to be prefixed by the aggregate's own."""
 
+    def item_fields(self, schema: pa.Schema) -> tuple[pa.Field, ...]:
+        """Declare the rows it keeps, any number per group, in a table of their own; the first names one in its group.
+
+        Its accumulator is then an ``ItemAccumulator``. () means that it keeps none.
+        """
+        del schema
+        return ()
+
     @abstractmethod
     def accumulator(self, schema: pa.Schema) -> Accumulator:
         """Make its running values."""

@@ -1,10 +1,16 @@
-"""What must go into the next delta of a keyed state: changed rows, a slice of all, and rows for keys now gone."""
+"""What must go into the next delta of a keyed state: changed rows, a slice of all, and rows for keys now gone.
+
+Importing this module loads numba.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 import numpy as np
 import pyarrow as pa
 from millstream.engine.codes import Bools, Ints
+from millstream.engine.key_index import KeyIndex
 from millstream.engine.state import DELETED, SLICES, WHOLE_STATE_ROWS, RollingBase, StateDelta, StateTable
 from millstream.operators.cells import resized
 
@@ -106,3 +112,21 @@ class Changes:
         columns = {**columns, DELETED: pa.repeat(pa.scalar(gone), count)}
         arrays = [columns[f.name] if f.name in columns else pa.nulls(count, f.type) for f in self._schema]
         return pa.record_batch(arrays, schema=self._schema)
+
+
+def latest(batches: Iterable[pa.RecordBatch], table: StateTable) -> pa.RecordBatch:
+    """Return the rows of a restored table that are there: the last one of each key, unless it says ``deleted``.
+
+    They come in the order in which their keys first came, without the column ``deleted``.
+    """
+    index = KeyIndex([table.schema.field(key).type for key in table.keys])
+    read = list(batches)
+    every = pa.Table.from_batches(read, read[0].schema).combine_chunks() if read else None
+    if every is None or every.num_rows == 0:
+        return pa.RecordBatch.from_pylist([], table.schema)
+    (batch,) = every.to_batches()
+    slots = index.slots([batch.column(key) for key in table.keys])
+    last = np.full(len(index), -1)
+    last[slots] = np.arange(len(slots))
+    gone: Bools = np.asarray(batch.column(DELETED).to_numpy(zero_copy_only=False), np.bool_)
+    return batch.select(table.schema.names).take(pa.array(last[~gone[last]]))

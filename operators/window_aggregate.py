@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -102,18 +103,23 @@ class WindowAggregate(OperatorSpec):
             )
 
     def state_tables(self, inputs: Sequence[pa.Schema]) -> tuple[StateTable, ...]:
-        """One row per key and open window: keys, window_start, and what each aggregate keeps."""
+        """One row per key and open window: keys, window_start, and what each aggregate keeps.
+
+        An aggregate that keeps items has a table for them, named after its column.
+        """
         (schema,) = inputs
-        names = [*self.keys, WINDOW_START]
-        types = [*(plain_type(schema.field(key).type) for key in self.keys), TIME_TYPE]
-        for name, aggregate in self.aggregates:
-            for field in aggregate.state_fields(schema):
-                names.append(f"{name}_{field.name}")
-                types.append(field.type)
-        names = distinct_names(names, {DELETED})
-        keys = tuple(names[: len(self.keys) + 1])
-        columns = pa.schema([pa.field(name, type) for name, type in zip(names, types, strict=True)])
-        return (StateTable(STATE, columns, keys=keys, route_by=keys[:-1]),)
+        group = [pa.field(key, plain_type(schema.field(key).type)) for key in self.keys]
+        group.append(pa.field(WINDOW_START, TIME_TYPE))
+        kept = [
+            pa.field(f"{name}_{field.name}", field.type)
+            for name, aggregate in self.aggregates
+            for field in aggregate.state_fields(schema)
+        ]
+        tables = [_table(STATE, group, kept, named_by=0)]
+        items = [(name, fields) for name, aggregate in self.aggregates if (fields := aggregate.item_fields(schema))]
+        names = distinct_names([re.sub("[^a-z]", "_", name.lower()) or "items" for name, _ in items], {STATE})
+        tables += [_table(name, group, fields, named_by=1) for name, (_, fields) in zip(names, items, strict=True)]
+        return tuple(tables)
 
     def columns_needed(self, wanted: Mapping[str, frozenset[str]], inputs: Sequence[pa.Schema]) -> list[frozenset[str]]:
         """Keys, time, what the aggregates read, and what is wanted of late rows."""
@@ -133,3 +139,12 @@ class WindowAggregate(OperatorSpec):
         )
 
         return WindowAggregateOperator(self, inputs[0])
+
+
+def _table(name: str, group: Sequence[pa.Field], kept: Sequence[pa.Field], named_by: int) -> StateTable:
+    """Return a table of rows that are named by their group and so many of the columns kept."""
+    fields = [*group, *kept]
+    names = distinct_names([field.name for field in fields], {DELETED})
+    columns = pa.schema([pa.field(name, field.type) for name, field in zip(names, fields, strict=True)])
+    routed = tuple(names[: len(group) - 1])
+    return StateTable(name, columns, keys=tuple(names[: len(group) + named_by]), route_by=routed)

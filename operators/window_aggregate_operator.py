@@ -14,8 +14,9 @@ from millstream.engine.state import DELETED, StateDelta
 from millstream.operators import aggregate_kernels as kernels
 from millstream.operators.aggregate_feed import AggregateFeed
 from millstream.operators.cells import resized
-from millstream.operators.changes import Changes
+from millstream.operators.changes import Changes, latest
 from millstream.operators.event_time import time_array
+from millstream.operators.items import ItemAccumulator
 from millstream.operators.windowed import MAX_ROWS, Gate, OpenWindows
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ class WindowAggregateOperator(Operator):
         self._keys = spec.keys
         self._size = spec.window.size
         self._output = spec.output_schemas([schema])[MAIN]
-        (self._table,) = spec.state_tables([schema])
+        self._table, *item_tables = spec.state_tables([schema])
         self._gate = Gate(spec.window, spec.time, spec.lateness)
         self._index = KeyIndex([self._table.schema.field(key).type for key in self._table.keys])
         self._open = OpenWindows()
@@ -39,6 +40,11 @@ class WindowAggregateOperator(Operator):
         aggregates = [aggregate for _, aggregate in spec.aggregates]
         self._accumulators = [aggregate.accumulator(schema) for aggregate in aggregates]
         self._widths = [len(aggregate.state_fields(schema)) for aggregate in aggregates]
+        holders = [one for one in self._accumulators if isinstance(one, ItemAccumulator)]
+        self._holders = {table.name: holder for table, holder in zip(item_tables, holders, strict=True)}
+        self._item_tables = {table.name: table for table in item_tables}
+        for name, holder in self._holders.items():
+            holder.bind(self._item_tables[name])
         self._feed = AggregateFeed(aggregates, self._accumulators)
         self._starts: Ints = np.empty(0, np.int64)
 
@@ -73,23 +79,32 @@ class WindowAggregateOperator(Operator):
             out.emit(pa.record_batch(columns, schema=self._output))
         if len(due):
             self._changes.bury(self._index.keys(self._changes.leaving(due)))
+            for holder in self._holders.values():
+                holder.drop(due, self._index.keys)
             self._drop_dead()
 
     def snapshot(self, epoch: int) -> Mapping[str, StateDelta]:
         """As ``Operator.snapshot``."""
+        deltas: dict[str, StateDelta] = {}
         chosen = self._changes.choose(epoch, np.flatnonzero(self._open.alive(len(self._index))))
-        if chosen is None:
-            return {}
-        slots, full_from = chosen
-        columns = self._index.keys(slots)
-        for accumulator in self._accumulators:
-            columns += accumulator.state(slots)
-        named = dict(zip(self._table.schema.names, columns, strict=True))
-        return {self._table.name: self._changes.delta(named, full_from)}
+        if chosen is not None:
+            slots, full_from = chosen
+            columns = self._index.keys(slots)
+            for accumulator in self._accumulators:
+                columns += accumulator.state(slots)
+            named = dict(zip(self._table.schema.names, columns, strict=True))
+            deltas[self._table.name] = self._changes.delta(named, full_from)
+        for name, holder in self._holders.items():
+            delta = holder.delta(epoch, self._index.keys)
+            if delta is not None:
+                deltas[name] = delta
+        return deltas
 
     def restore(self, table: str, batches: Iterable[pa.RecordBatch], full_from: int) -> None:
-        """As ``Operator.restore``."""
-        del table
+        """As ``Operator.restore``; the table of groups comes before those of items."""
+        if table in self._holders:
+            self._restore_items(table, batches, full_from)
+            return
         alive = np.empty(0, np.bool_)
         for batch in batches:
             slots = self._index.slots([batch.column(i) for i in range(len(self._table.keys))])
@@ -106,6 +121,16 @@ class WindowAggregateOperator(Operator):
         self._changes.begin_restored(0, np.arange(len(self._index)))
         self._changes.restored(full_from)
         self._open.add(0, self._starts[: len(self._index)])
+
+    def _restore_items(self, table: str, batches: Iterable[pa.RecordBatch], full_from: int) -> None:
+        rows = latest(batches, self._item_tables[table])
+        groups = len(self._index)
+        width = len(self._table.keys)
+        slots = self._index.slots(rows.columns[:width])
+        assert len(self._index) == groups, f"state {table!r} has items of groups that are not in {self._table.name!r}"
+        holder = self._holders[table]
+        holder.take_back(slots, rows.columns[width:])
+        holder.items.restored(full_from)
 
     def _load(self, batch: pa.RecordBatch, slots: Ints) -> None:
         column = len(self._table.keys)

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import pyarrow as pa
-from millstream.engine.codes import Bools, Ints, fixed_codes, plain
+from millstream.engine.codes import Ints, fixed_codes, plain
 from millstream.engine.key_index import KeyIndex
 from millstream.engine.operator import MAIN, Operator, Output
-from millstream.engine.state import DELETED, StateDelta
+from millstream.engine.state import StateDelta
 from millstream.operators import top_kernels as kernels
 from millstream.operators.cells import resized
-from millstream.operators.changes import Changes
+from millstream.operators.changes import Changes, latest
 from millstream.operators.event_time import TIME_TYPE, event_times, time_array
 from millstream.operators.ranking import WORST, Ranking
 from millstream.operators.rows import Rows
@@ -176,8 +176,9 @@ class WindowTopOperator(Operator):
     def restore(self, table: str, batches: Iterable[pa.RecordBatch], full_from: int) -> None:
         """As ``Operator.restore``."""
         del table
-        rows = _latest(list(batches), self._table.keys, self._table.schema)
+        rows = latest(batches, self._table)
         if rows.num_rows:
+            rows = rows.take(pa.array(np.argsort(fixed_codes(rows.column(-1)), kind="stable")))
             *columns, starts, arrivals = rows.columns
             batch = pa.record_batch(columns, schema=self._kept)
             slots = self._slots([batch.column(key) for key in self._keys], fixed_codes(starts))
@@ -210,23 +211,6 @@ class WindowTopOperator(Operator):
         self._following = np.empty(len(rows), np.int64)
         self._head = np.full(len(open_slots), -1)
         kernels.link(self._slot_of, np.arange(len(rows)), self._head, self._following)
-
-
-def _latest(batches: list[pa.RecordBatch], keys: tuple[str, ...], schema: pa.Schema) -> pa.RecordBatch:
-    """Return the last row of each key that is not deleted, in the order of arrival."""
-    index = KeyIndex([schema.field(key).type for key in keys])
-    every = pa.Table.from_batches(batches, batches[0].schema).combine_chunks() if batches else None
-    if every is None or every.num_rows == 0:
-        return pa.RecordBatch.from_pylist([], schema)
-    (batch,) = every.to_batches()
-    slots = index.slots([batch.column(key) for key in keys])
-    last = np.full(len(index), -1)
-    last[slots] = np.arange(len(slots))
-    gone: Bools = np.asarray(batch.column(DELETED).to_numpy(zero_copy_only=False), np.bool_)
-    rows = last[~gone[last]]
-    arrivals = fixed_codes(batch.column(keys[-1]))[rows]
-    rows = rows[np.argsort(arrivals, kind="stable")]
-    return batch.select(schema.names).take(pa.array(rows))
 
 
 class CombinerOperator(Operator):
