@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from millstream.engine.runtime.run import Control, JobResult
     from millstream.job import Job
     from millstream.operators.aggregates import count, first, last, max, mean, min, sum
-    from millstream.operators.distinct import count_distinct
+    from millstream.operators.collecting import collect, count_distinct
     from millstream.operators.picks import arg_max, arg_min
     from millstream.operators.spread import stddev, variance
     from millstream.operators.windows import tumbling
@@ -67,7 +67,7 @@ _HOMES = {
     "millstream.engine.runtime.run": ("Control", "JobResult"),
     "millstream.job": ("Job",),
     "millstream.operators.aggregates": ("count", "first", "last", "max", "mean", "min", "sum"),
-    "millstream.operators.distinct": ("count_distinct",),
+    "millstream.operators.collecting": ("collect", "count_distinct"),
     "millstream.operators.picks": ("arg_max", "arg_min"),
     "millstream.operators.spread": ("stddev", "variance"),
     "millstream.operators.windows": ("tumbling",),
@@ -98,6 +98,7 @@ __all__ = [
     "blackhole",
     "call",
     "col",
+    "collect",
     "count",
     "count_distinct",
     "csv",

@@ -34,6 +34,29 @@ def add_count(slots: Any, valid: Any, counts: Any) -> None:
 
 
 @kernel
+def number_rows(slots: Any, limit: int, counts: Any, rows: Any, numbers: Any) -> int:
+    """Number the rows of each slot on from its count, up to ``limit``.
+
+    Args:
+        counts: int64, by slot: how many rows it has had; brought up to date.
+        rows: int64, shape (n,): takes the rows below the limit.
+        numbers: int64, shape (n,): takes their numbers.
+
+    Returns:
+        How many rows were below the limit.
+    """
+    found = 0
+    for row in range(slots.shape[0]):
+        slot = slots[row]
+        if counts[slot] < limit:
+            rows[found] = row
+            numbers[found] = counts[slot]
+            counts[slot] += 1
+            found += 1
+    return found
+
+
+@kernel
 def add_ints(slots: Any, values: Any, valid: Any, sums: Any, wraps: Any, counts: Any) -> None:
     """Add int64 values. A sum is ``wraps * 2**64 + sums``, so no order of the values can overflow on the way."""
     masked = valid.shape[0] > 0

@@ -150,7 +150,7 @@ def canonical(value: Any) -> Any:
     """Make values comparable by their text: NaN equals NaN, and -0.0 is 0.0."""
     if isinstance(value, float):
         return "NaN" if value != value else value + 0.0
-    return value
+    return [canonical(item) for item in value] if isinstance(value, list) else value
 
 
 def rows_of(table: pa.Table) -> list[tuple[Any, ...]]:

@@ -7,12 +7,12 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from millstream.engine.errors import SchemaError
-from millstream.engine.expression import col
+from millstream.engine.errors import JobError, SchemaError
+from millstream.engine.expression import call, col
 from millstream.engine.state import WHOLE_STATE_ROWS
 from millstream.operators import aggregates as agg
 from millstream.operators.aggregate_spec import AggregateSpec
-from millstream.operators.distinct import count_distinct
+from millstream.operators.collecting import collect, count_distinct
 from millstream.operators.window_aggregate import WindowAggregate
 from millstream.operators.windows import TumblingWindow
 from millstream.testing import BARRIER, Watermark, check_operator
@@ -22,6 +22,8 @@ from window_kit import KEYS, SCHEMA, SIZE, VALUES, by_sql, split_by_lateness, st
 AGGREGATES: list[tuple[AggregateSpec, str]] = [
     *((count_distinct(value), f"count(distinct {value})") for value in [*VALUES, *KEYS, "seq"]),
     (count_distinct("s", where="b"), "count(distinct s) filter (where b)"),
+    *((collect(value), f"list({value} order by seq)") for value in VALUES),
+    (collect(col("i") + 1, 2, where="b"), "(list(i + 1 order by seq) filter (where b))[:2]"),
     (agg.max("i"), "max(i)"),
 ]
 
@@ -62,6 +64,28 @@ SCRIPT = [
 def test_they_keep_the_contract_of_operators() -> None:
     found = check_operator(spec_of(count_distinct("v")), SCRIPT)["main"]
     assert [row["x0"] for row in found] == [3, 1, 1, 1]
+
+
+@pytest.mark.parametrize(("limit", "expected"), [(None, [1, 2, 1, 2, 3]), (4, [1, 2, 1, 2]), (1, [1])])
+def test_collected_values_keep_their_order_through_restarts(limit: int | None, expected: list[int]) -> None:
+    found = check_operator(spec_of(collect("v", limit)), SCRIPT)["main"]
+    assert [row["x0"] for row in found[:2]] == [expected, [1, None][:limit]]
+
+
+def test_lists_of_structs_can_be_collected() -> None:
+    pair = call("make_struct", col("k"), col("v"), field_names=["k", "v"])
+    found = check_operator(spec_of(collect(pair), collect("v", where=col("v") == 2)), SCRIPT)["main"]
+    assert found[1]["x0"] == [{"k": "b", "v": 1}, {"k": "b", "v": None}]
+    assert found[1]["x1"] is None
+
+
+def test_a_hot_group_costs_a_checkpoint_only_what_is_new() -> None:
+    run = Harness(spec_of(collect("v"), keys=()), SMALL)
+    columns = [pa.array(["a"] * 30_000), pa.array(np.arange(30_000)), pa.array([1] * 30_000)]
+    run.feed(pa.record_batch(columns, schema=SMALL))
+    run.checkpoint()
+    run.feed(rows(("a", -1, 1)))
+    assert run.subtasks[0].snapshot(2)["x_"].rows.num_rows == 30_000 / 20 + 1
 
 
 def test_only_values_not_seen_before_are_handed_over() -> None:
@@ -114,18 +138,20 @@ def test_a_large_state_is_written_in_slices_and_comes_back_whole(parallelism: in
 
 
 def test_items_of_fired_windows_are_given_back() -> None:
-    run = Harness(spec_of(count_distinct("v"), lateness=2 * SIZE), SMALL)
+    run = Harness(spec_of(count_distinct("v"), collect("v"), lateness=2 * SIZE), SMALL)
     for window in range(60):
         columns = [pa.array(["a", "b"] * 500), pa.array(np.arange(1_000) // 2), pa.array([window * SIZE] * 1_000)]
         run.feed(pa.record_batch(columns, schema=SMALL))
         run.advance(window * SIZE)
         if window == 30:
             run.restart(1)
-        (holder,) = run.subtasks[0]._accumulators
-        assert holder.items.count < 10_000
-        assert len(holder._index._index) == holder.items.count
+        distinct, collected = run.subtasks[0]._accumulators
+        assert distinct.items.count < 10_000
+        assert len(distinct._index._index) == distinct.items.count
+        assert len(collected._rows) == collected.items.count < 20_000
     run.finish()
     assert run.results().column("x0").to_pylist() == [500] * 120
+    assert run.results().column("x1").to_pylist() == [list(range(500))] * 120
 
 
 def test_state_tables_are_named_after_their_columns() -> None:
@@ -147,3 +173,11 @@ def test_state_tables_are_named_after_their_columns() -> None:
 def test_types_that_cannot_be_told_apart_are_refused() -> None:
     with pytest.raises(SchemaError, match=r"the argument of count_distinct\(v\) has type list.*expected a number"):
         count_distinct("v").type_in(pa.schema({"v": pa.list_(pa.int64())}))
+    with pytest.raises(SchemaError, match=r"collect\(v\): state cannot hold values of type map"):
+        collect("v").type_in(pa.schema({"v": pa.map_(pa.string(), pa.int64())}))
+
+
+@pytest.mark.parametrize("limit", [0, -1, 1.5, True])
+def test_a_limit_is_a_whole_number(limit: int) -> None:
+    with pytest.raises(JobError, match=rf"collect\(..., limit={limit}\): limit is how many values to keep"):
+        collect("v", limit)
