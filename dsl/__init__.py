@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from millstream.operators.aggregates import count, first, last, max, mean, min, sum
     from millstream.operators.collecting import collect, count_distinct
     from millstream.operators.picks import arg_max, arg_min
+    from millstream.operators.sketches import approx_count_distinct, median, quantile
     from millstream.operators.spread import stddev, variance
     from millstream.operators.windows import tumbling
     from millstream.stream import Stream
@@ -69,6 +70,7 @@ _HOMES = {
     "millstream.operators.aggregates": ("count", "first", "last", "max", "mean", "min", "sum"),
     "millstream.operators.collecting": ("collect", "count_distinct"),
     "millstream.operators.picks": ("arg_max", "arg_min"),
+    "millstream.operators.sketches": ("approx_count_distinct", "median", "quantile"),
     "millstream.operators.spread": ("stddev", "variance"),
     "millstream.operators.windows": ("tumbling",),
     "millstream.stream": ("Stream",),
@@ -93,6 +95,7 @@ __all__ = [
     "StoreLocked",
     "Stream",
     "UserCodeError",
+    "approx_count_distinct",
     "arg_max",
     "arg_min",
     "blackhole",
@@ -110,11 +113,13 @@ __all__ = [
     "lit",
     "max",
     "mean",
+    "median",
     "memory_sink",
     "memory_source",
     "min",
     "parquet",
     "print_sink",
+    "quantile",
     "stddev",
     "sum",
     "tumbling",

@@ -1,0 +1,134 @@
+"""Quantiles from histograms with buckets of equal relative width. Importing this module loads numba."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from millstream.engine.codes import NO_MASK, Ints, fixed_codes, order_array, order_codes, validity
+from millstream.operators import sketch_kernels as kernels
+from millstream.operators.accumulators import Floats
+from millstream.operators.cells import resized
+from millstream.operators.items import ItemAccumulator, ItemIndex
+
+_WIDTH: Final = np.int64(52 - 7)
+"""A bucket holds the floats that are equal but for so many bits: 128 of them for each power of 2."""
+
+
+class Histogram(ItemAccumulator):
+    """Counts values in buckets, and keeps the least and greatest of each bucket.
+
+    The sketch of Masson, Rim and Lee, "DDSketch: a fast and fully-mergeable quantile sketch with relative-error
+    guarantees" (2019), with buckets cut as by Tene's HdrHistogram: by the leading bits of the number itself, which
+    order as numbers do, zero, negative and infinite ones and NaN included. Two are merged bucket by bucket.
+
+    Items: bucket, count, low, high.
+
+    Args:
+        shares: which quantiles to give.
+        type: of the result: float64 or a duration, or a list of these.
+    """
+
+    def __init__(self, shares: Sequence[float], type: pa.DataType) -> None:
+        self._shares = np.array(shares)
+        self._several = pa.types.is_list(type)
+        self._type = type.value_type if self._several else type
+        self._index = ItemIndex(pa.int64())
+        # By item. The extremes are codes that order as the values do.
+        self._counts: Ints = np.empty(0, np.int64)
+        self._lows: Ints = np.empty(0, np.int64)
+        self._highs: Ints = np.empty(0, np.int64)
+
+    def resize(self, slots: int) -> None:
+        """As ``Accumulator.resize``."""
+        super().resize(slots)
+        self._index.resize(slots)
+
+    def update(self, slots: Ints, arguments: Sequence[pa.Array], times: Ints) -> None:
+        """As ``Accumulator.update``."""
+        del times
+        (values,) = arguments
+        valid = validity(values)
+        if len(valid):
+            slots, values = slots[valid], values.drop_null()
+        codes = order_codes(pa.array(_floats(values)))
+        ids, new = self._index.find(slots, pa.array(codes >> _WIDTH))
+        self.items.add(new)
+        self.items.touch(ids)
+        self._make_room()
+        kernels.fill_buckets(ids, codes, self._counts, self._lows, self._highs)
+
+    def _make_room(self) -> None:
+        if self.items.count > len(self._counts):
+            capacity = max(2 * len(self._counts), self.items.count)
+            self._counts = resized(self._counts, capacity)
+            self._lows = resized(self._lows, capacity)
+            self._highs = resized(self._highs, capacity)
+
+    def take_back(self, slots: Ints, columns: Sequence[pa.Array]) -> None:
+        """As ``ItemAccumulator.take_back``."""
+        buckets, counts, lows, highs = columns
+        ids, new = self._index.find(slots, buckets)
+        self.items.add_stored(new)
+        self._make_room()
+        self._counts[ids] = fixed_codes(counts)
+        self._lows[ids] = order_codes(lows)
+        self._highs[ids] = order_codes(highs)
+
+    def result(self, slots: Ints) -> pa.Array:
+        """As ``Accumulator.result``; null for no value."""
+        ids, groups = self.items.of(slots)
+        order = np.lexsort([self._lows[ids], groups])
+        ids = ids[order]
+        starts = np.searchsorted(groups[order], np.arange(len(slots) + 1))
+        found = np.zeros((len(slots), len(self._shares)), np.float64)
+        _, counts, lows, highs = self._columns(ids)
+        kernels.find_quantiles(starts, counts, lows, highs, self._shares, found)
+        values = self._typed(found.reshape(-1))
+        none = np.diff(starts) == 0
+        if not self._several:
+            return pc.if_else(pa.array(none), pa.scalar(None, self._type), values)
+        ends = np.arange(len(slots) + 1, dtype=np.int32) * len(self._shares)
+        return pa.ListArray.from_arrays(pa.array(ends), values, mask=pa.array(none))
+
+    def _typed(self, found: Floats) -> pa.Array:
+        if pa.types.is_duration(self._type):
+            return pa.array(np.rint(found).astype(np.int64)).view(self._type)
+        return pa.array(found)
+
+    def _columns(self, ids: Ints) -> tuple[pa.Array, Ints, Floats, Floats]:
+        lows = order_array(self._lows[ids], NO_MASK, pa.float64())
+        highs = order_array(self._highs[ids], NO_MASK, pa.float64())
+        return self._index.names(ids), self._counts[ids], lows.to_numpy(), highs.to_numpy()
+
+    def columns(self, ids: Ints) -> list[pa.Array]:
+        """As ``ItemAccumulator.columns``."""
+        buckets, *numbers = self._columns(ids)
+        return [buckets, *map(pa.array, numbers)]
+
+    def names(self, ids: Ints) -> list[pa.Array]:
+        """As ``ItemAccumulator.names``."""
+        return [self._index.names(ids)]
+
+    def keep(self, ids: Ints) -> None:
+        """As ``ItemAccumulator.keep``."""
+        self._index.keep(ids)
+        self._counts, self._lows, self._highs = self._counts[ids], self._lows[ids], self._highs[ids]
+
+    def compact(self, kept: Ints) -> None:
+        """As ``Accumulator.compact``."""
+        super().compact(kept)
+        self._index.move(kept)
+
+
+def _floats(values: pa.Array) -> Floats:
+    """Return numbers or durations that are not null as float64."""
+    if pa.types.is_decimal(values.type):
+        values = values.cast(pa.float64())
+    codes = fixed_codes(values)
+    if pa.types.is_floating(values.type):
+        return codes.view(np.float64)
+    return (codes.view(np.uint64) if pa.types.is_uint64(values.type) else codes).astype(np.float64)
