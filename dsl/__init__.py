@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from millstream.operators.picks import arg_max, arg_min
     from millstream.operators.sketches import approx_count_distinct, median, quantile
     from millstream.operators.spread import stddev, variance
+    from millstream.operators.user_aggregate import aggregate
     from millstream.operators.windows import tumbling
     from millstream.stream import Stream
 
@@ -72,6 +73,7 @@ _HOMES = {
     "millstream.operators.picks": ("arg_max", "arg_min"),
     "millstream.operators.sketches": ("approx_count_distinct", "median", "quantile"),
     "millstream.operators.spread": ("stddev", "variance"),
+    "millstream.operators.user_aggregate": ("aggregate",),
     "millstream.operators.windows": ("tumbling",),
     "millstream.stream": ("Stream",),
 }
@@ -95,6 +97,7 @@ __all__ = [
     "StoreLocked",
     "Stream",
     "UserCodeError",
+    "aggregate",
     "approx_count_distinct",
     "arg_max",
     "arg_min",

@@ -57,6 +57,27 @@ def function_place(fn: Callable[..., Any]) -> str:
     return function_name(fn) + (f" ({code.co_filename}:{code.co_firstlineno})" if code else "")
 
 
+def check_function(fn: Callable[..., Any], caller: str, count: int, takes: str) -> None:
+    """Raise JobError unless ``fn`` is a plain function that can be called with ``count`` arguments.
+
+    Args:
+        caller: names what will call it, for the error: ``"map()"``.
+        takes: names the arguments: ``"one argument, a row as a dict"``.
+    """
+    if not callable(fn):
+        raise JobError(f"{caller} takes a function, got {fn!r}")
+    if inspect.iscoroutinefunction(fn) or inspect.isasyncgenfunction(fn):
+        raise JobError(f"{caller} takes a plain function; {function_place(fn)} is async")
+    try:
+        signature = inspect.signature(fn)
+    except (TypeError, ValueError):
+        return  # some functions written in C do not tell
+    try:
+        signature.bind(*[None] * count)
+    except TypeError:
+        raise JobError(f"{caller} calls its function with {takes}; {function_place(fn)} takes {signature}") from None
+
+
 class _FunctionSpec(OperatorSpec):
     """What the three have in common."""
 
@@ -68,25 +89,11 @@ class _FunctionSpec(OperatorSpec):
         self._check_function()
 
     def _check_function(self) -> None:
-        if not callable(self.fn):
-            raise JobError(f"{self.kind}() takes a function, got {self.fn!r}")
-        if inspect.iscoroutinefunction(self.fn) or inspect.isasyncgenfunction(self.fn):
-            raise JobError(f"{self.kind}() takes a plain function; {function_place(self.fn)} is async")
-        try:
-            signature = inspect.signature(self.fn)
-        except (TypeError, ValueError):
-            return  # some functions written in C do not tell
-        try:
-            signature.bind(None)
-        except TypeError:
-            raise JobError(
-                f"{self.kind}() calls its function with one argument, {self.takes}; "
-                f"{function_place(self.fn)} takes {signature}"
-            ) from None
+        check_function(self.fn, f"{self.kind}()", 1, f"one argument, {self.takes}")
 
     def identity(self) -> str:
         """The function's name and the schema it promises."""
-        promised = "" if self.schema is None else f", {_shown_schema(self.schema)}"
+        promised = "" if self.schema is None else f", {shown_schema(self.schema)}"
         return f"{self.kind}({function_name(self.fn)}{promised})"
 
     def __eq__(self, other: object) -> bool:
@@ -130,7 +137,7 @@ class MapBatches(_FunctionSpec):
                 f"{type(error).__name__}: {error}. Write schema={{...}} in map_batches() instead"
             ) from error
         if not isinstance(result, (pa.RecordBatch, pa.Table)):
-            raise SchemaError(f"{function_place(self.fn)} must return a pa.RecordBatch, got {_shown(result)}")
+            raise SchemaError(f"{function_place(self.fn)} must return a pa.RecordBatch, got {shown(result)}")
         return schema_of(result.schema)
 
     def build(self, inputs: Sequence[pa.Schema]) -> Operator:
@@ -151,18 +158,18 @@ class _MapBatchesOperator(Operator):
         except Exception as error:
             raise UserCodeError(
                 f"{function_place(self._fn)} raised {type(error).__name__}: {error}, "
-                f"for a batch of {batch.num_rows} rows; its first: {_shown_row(batch, 0)}"
+                f"for a batch of {batch.num_rows} rows; its first: {shown_row(batch, 0)}"
             ) from error
         for part in self._batches(result):
             out.emit(part)
 
     def _batches(self, result: Any) -> Iterator[pa.RecordBatch]:
         if not isinstance(result, (pa.RecordBatch, pa.Table)):
-            raise UserCodeError(f"{function_place(self._fn)} must return a pa.RecordBatch, got {_shown(result)}")
+            raise UserCodeError(f"{function_place(self._fn)} must return a pa.RecordBatch, got {shown(result)}")
         if not _same_columns(result.schema, self._schema):
             raise UserCodeError(
-                f"{function_place(self._fn)} must return the columns {_shown_schema(self._schema)}, "
-                f"got {_shown_schema(result.schema)}"
+                f"{function_place(self._fn)} must return the columns {shown_schema(self._schema)}, "
+                f"got {shown_schema(result.schema)}"
             )
         for part in result.to_batches() if isinstance(result, pa.Table) else [result]:
             if part.num_rows:
@@ -297,14 +304,14 @@ class _RowOperator(Operator):
         """Say what is wrong with a result; "" if nothing is."""
         if not isinstance(result, Mapping):
             hint = "; to leave rows out, use filter() or flat_map()" if result is None else ""
-            return f"must return a dict, got {_shown(result)}{hint}"
+            return f"must return a dict, got {shown(result)}{hint}"
         missing, extra = sorted(self._names - result.keys()), sorted(map(str, result.keys() - self._names))
         if missing or extra:
             lacks = f" lacks {', '.join(map(repr, missing))}" if missing else ""
             has = f" also has {', '.join(map(repr, extra))}" if extra else ""
             return (
                 f"must return a dict with exactly the keys {', '.join(map(repr, self._schema.names))}; "
-                f"it{lacks}{' and' if lacks and has else ''}{has}: {_shown(dict(result))}"
+                f"it{lacks}{' and' if lacks and has else ''}{has}: {shown(dict(result))}"
             )
         for field in self._schema:
             value = result[field.name]
@@ -313,11 +320,11 @@ class _RowOperator(Operator):
             try:
                 typed_array([value], field.type)
             except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
-                return f"must return {field.type} for {field.name!r}, got {_shown(value)} ({_shortened(str(error))})"
+                return f"must return {field.type} for {field.name!r}, got {shown(value)} ({_shortened(str(error))})"
         return ""
 
     def _blamed(self, what: str, batch: pa.RecordBatch, index: int) -> UserCodeError:
-        return UserCodeError(f"{function_place(self._fn)} {what}; the row is {_shown_row(batch, max(index, 0))}")
+        return UserCodeError(f"{function_place(self._fn)} {what}; the row is {shown_row(batch, max(index, 0))}")
 
 
 class _Misuse(Exception):
@@ -333,7 +340,7 @@ class _FlatMapOperator(_RowOperator):
     def _results(self, row: dict[str, Any]) -> Iterable[Any]:
         results = self._fn(row)
         if isinstance(results, (Mapping, str, bytes)) or not isinstance(results, Iterable):
-            raise _Misuse(f"must return dicts in a list, or yield them, got {_shown(results)}")
+            raise _Misuse(f"must return dicts in a list, or yield them, got {shown(results)}")
         return results
 
 
@@ -364,16 +371,19 @@ def _empty_batch(schema: pa.Schema) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays([pa.nulls(0, field.type) for field in schema], schema=schema)
 
 
-def _shown_schema(schema: pa.Schema) -> str:
+def shown_schema(schema: pa.Schema) -> str:
+    """Return the columns of a schema for an error."""
     return ", ".join(f"{field.name}: {field.type}{'' if field.nullable else ' not null'}" for field in schema)
 
 
-def _shown_row(batch: pa.RecordBatch, index: int) -> str:
+def shown_row(batch: pa.RecordBatch, index: int) -> str:
+    """Return a row for an error, shortened."""
     values = (f"{name!r}: {shown_scalar(batch.column(name)[index])}" for name in batch.schema.names)
     return _shortened(f"{{{', '.join(values)}}}")
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """Return a value for an error, shortened, with its type."""
     return _shortened(f"{value!r} ({type(value).__name__})")
 
 
