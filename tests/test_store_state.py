@@ -101,6 +101,15 @@ def test_rows_of_every_type_come_back_as_they_were(tmp_path: Path, kind: StateKi
     assert same(back, given_rows)
 
 
+def test_a_table_of_every_type_fits_the_next_generation(tmp_path: Path) -> None:
+    rows = EVERYTHING.append_column("bucket", pa.array([1, 1, 2]))
+    table = StateTable("select", rows.schema, ("bucket",), kind=StateKind.ROWS)
+    commit_rows(tmp_path / "job.duckdb", table, rows)
+    store = CheckpointStore.open(tmp_path / "job.duckdb")
+    assert store.begin_generation([OperatorState("op1", "Top 3: by shop!", "top", (table,))]) == 2
+    store.close()
+
+
 def test_the_layout_of_a_delta_does_not_matter(tmp_path: Path) -> None:
     schema = pa.schema({"k": pa.string(), "v": pa.int32(), "deleted": pa.bool_()})
     table = StateTable("t", pa.schema(list(schema)[:2]), ("k",))

@@ -65,7 +65,7 @@ def declare_generation(
 
 def _fit_table(connection: duckdb.DuckDBPyConnection, catalog: Catalog, key: TableKey, table: StateTable) -> None:
     have = _existing_columns(connection, key)
-    want = state_columns(table)
+    want = _as_shown(connection, state_columns(table))
     restorable = catalog.last is not None and key in catalog.last.tables
     if have and restorable and have != want:
         raise StateMismatch(
@@ -87,6 +87,13 @@ def _existing_columns(connection: duckdb.DuckDBPyConnection, key: TableKey) -> l
         [state_table_name(key)],
     ).fetchall()
     return [(name, type_) for name, type_ in rows]
+
+
+def _as_shown(connection: duckdb.DuckDBPyConnection, columns: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Return columns with their types as DuckDB shows them: fields of a STRUCT are quoted only where they must be."""
+    shown = connection.execute(f"SELECT {', '.join(f'typeof(NULL::{type_})' for _, type_ in columns)}").fetchone()
+    assert shown is not None
+    return [(name, type_) for (name, _), type_ in zip(columns, shown, strict=True)]
 
 
 def _show(columns: Sequence[tuple[str, str]]) -> str:
