@@ -75,11 +75,12 @@ class Items:
 
     def of(self, slots: Ints) -> tuple[Ints, Ints]:
         """Return the items of some slots, slot by slot in the order asked for, and of each where its slot stands."""
-        count = top_kernels.collect(slots, self._head, self._previous, _NONE, _NONE)
+        # Lists begin with the last item: they are walked from the last slot to the first, and then turned round.
+        backwards = slots[::-1].copy()
+        count = top_kernels.collect(backwards, self._head, self._previous, _NONE, _NONE)
         ids, groups = np.empty(count, np.int64), np.empty(count, np.int64)
-        top_kernels.collect(slots, self._head, self._previous, ids, groups)
-        order = np.lexsort([ids, groups])
-        return ids[order], groups[order]
+        top_kernels.collect(backwards, self._head, self._previous, ids, groups)
+        return ids[::-1].copy(), len(slots) - 1 - groups[::-1]
 
     def drop(self, slots: Ints, keys_of: KeysOf, names_of: KeysOf) -> None:
         """Forget the items of some slots.

@@ -38,16 +38,11 @@ class UserAccumulator(Accumulator):
         touched, groups = np.unique(slots, return_inverse=True)
         groups = groups.reshape(-1).astype(np.int64, copy=False)
         merge, update = self._functions.merge, self._functions.update
-        state = self._init(len(touched)) if merge else self._held(touched)
-        made = self._call(update, len(touched), [state, groups, *arguments], arguments)
+        held = self._held(touched)
+        begin = self._init(len(touched)) if merge else held
+        made = self._call(update, len(touched), [begin, groups, *arguments], arguments)
         if merge:
-            known = self._begun[touched]
-            held, mask = touched[known], pa.array(known)
-            self._put(touched[~known], {name: column.filter(pa.array(~known)) for name, column in made.items()})
-            if not len(held):
-                return
-            later = {name: column.filter(mask) for name, column in made.items()}
-            touched, made = held, self._call(merge, len(held), [self._held(held), later], ())
+            made = self._call(merge, len(touched), [held, made], ())
         self._put(touched, made)
 
     def result(self, slots: Ints) -> pa.Array:

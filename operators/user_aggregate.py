@@ -108,9 +108,9 @@ def aggregate(
             stands in the state, and the arguments are a ``pa.Array`` each, nulls included.
         result: ``(state) -> array`` of ``type``, one value per group.
         type: of the result.
-        merge: ``(state, later) -> state``: joins the states of the same groups over earlier and later rows. If it is
-            given, each batch is reduced by itself, from ``init`` on, and merged into what there is; otherwise
-            ``update`` goes on from there.
+        merge: ``(state, later) -> state``: joins the states of the same groups over earlier and later rows; joined to
+            ``init`` a state stays what it is. If it is given, each batch is reduced by itself, from ``init`` on, and
+            merged into what there is; otherwise ``update`` goes on from there.
         where: as for ``count``.
 
     Raises:
