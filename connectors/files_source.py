@@ -198,8 +198,9 @@ class FilesSource(Source):
             with self.footers.open(file.path, file.size) as parquet:
                 pieces = list(stretches(parquet.metadata))
         except BadFile:  # found again, and refused, when the split is read
-            return [Split(file.relative, {**info, "groups": [0, 0]})]
-        return [Split(f"{file.relative}#{first}-{end - 1}", {**info, "groups": [first, end]}) for first, end in pieces]
+            return [Split(f"{file.relative}#0", {**info, "groups": [0, 0]})]
+        # Named by where they begin, so that a file that has changed is known again, and refused.
+        return [Split(f"{file.relative}#{first}", {**info, "groups": [first, end]}) for first, end in pieces]
 
     def _text_format(self) -> TextFormat:
         if self.kind == "csv":

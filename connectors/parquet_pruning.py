@@ -79,7 +79,7 @@ class RowGroups:
             return None
         try:
             return statistics.min, statistics.max
-        except UnicodeDecodeError:  # a long text was cut off inside a character
+        except (ValueError, OverflowError):  # a text cut off inside a character; a time that Python has no value for
             return None
 
 

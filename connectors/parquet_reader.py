@@ -139,6 +139,11 @@ class ParquetReader(SplitReader):
         if size != self._stretch.size:
             raise FileChanged(f"it had {self._stretch.size} bytes when it was found, and has {size} now")
         self._file = self._footers.open(path, size)
+        if self._stretch.end == 0:
+            raise ExternalError(
+                f"{path} could not be read when it was found, and can be now: it seems to have been written in its "
+                "place. Write files elsewhere and rename them; the job goes on from its last checkpoint"
+            )
         check_columns(self._plan, self._file.schema_arrow)
         return self._file
 

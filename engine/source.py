@@ -29,7 +29,8 @@ class Split:
 
     Attributes:
         id: names the split for ever; the same piece has the same id after a restart.
-        info: what ``open`` needs besides, as msgpack values; it is kept with the position.
+        info: what ``open`` needs besides, as msgpack values; it is kept with the position. A split that comes with
+            another info than before has changed, and is refused.
     """
 
     id: str

@@ -31,7 +31,8 @@ from millstream.engine.time import Clock
 class Running:
     """A generation's subtasks, in an order in which producers come before consumers.
 
-    ``worker_of`` says which of ``plan.parallelism`` workers steps a subtask.
+    ``worker_of`` says which of ``plan.parallelism`` workers steps a subtask. ``uneven`` are the subtasks whose
+    watermarks are their own: those of sources, and those that read from one subtask of each input only.
     """
 
     plan: Plan
@@ -39,6 +40,7 @@ class Running:
     worker_of: dict[str, int]
     committers: dict[str, Committer]
     channels: list[tuple[str, str, Channel]]
+    uneven: frozenset[str]
 
     @property
     def sources(self) -> list[SourceSubtask]:
@@ -111,7 +113,12 @@ class Builder:
         if self._restored is not None:
             self._restore(subtasks, self._restored)
         workers = {s.name: i for s, i in zip(subtasks, self._placement(), strict=True)}
-        return Running(self._plan, subtasks, workers, self.committers, self._wiring)
+        return Running(self._plan, subtasks, workers, self.committers, self._wiring, frozenset(self._uneven()))
+
+    def _uneven(self) -> Iterator[str]:
+        for stage in self._plan.stages:
+            if all(into.exchange == FORWARD for into in stage.inputs):
+                yield from (f"{stage.index}:{self._name(stage, index)}" for index in range(stage.parallelism))
 
     @cached_property
     def committers(self) -> dict[str, Committer]:
@@ -147,7 +154,7 @@ class Builder:
         root = self._plan.graph.nodes[stage.root]
         if isinstance(root.body, Read):
             head = self._ports(stage, index, root, parts, name)
-            reading = SourceReading(root.id, root.body, self._queues[root.id], self._clock)
+            reading = SourceReading(root.id, root.body, self._queues[root.id], self._clock, index)
             return SourceSubtask(name, parts, self._acknowledge, reading, head)
         target = self._target(stage, index, root, parts, name)
         inputs = []

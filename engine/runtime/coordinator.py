@@ -95,6 +95,7 @@ class Coordinator:
         clock: Clock,
         sources: Sequence[SourceSubtask],
         subtasks: Sequence[str],
+        uneven: frozenset[str],
         committers: Mapping[str, Committer],
         generation: Generation,
         last_epoch: Epoch,
@@ -106,6 +107,7 @@ class Coordinator:
         self._clock = clock
         self._sources = tuple(sources)
         self._subtasks = frozenset(subtasks)
+        self._uneven = uneven
         self._committers = dict(committers)
         self._generation = generation
         self._settings = settings
@@ -227,13 +229,12 @@ class Coordinator:
         """Return the watermark each operator is to start from again, in however many subtasks.
 
         Behind an exchange all its subtasks have had the same watermarks, unless an input was idle: the highest is
-        the one up to which windows have fired. The subtasks of a source each have their own, and the splits will
-        be dealt out anew: only the lowest holds for all of them.
+        the one up to which windows have fired. The subtasks of a source, or of a union of sources, each have their
+        own, and the splits will be dealt out anew: only the lowest holds for all of them.
         """
-        sources = {subtask.name for subtask in self._sources}
         times: dict[str, int] = {}
         for part in self._gathered:
-            agreed = min if part.subtask in sources else max
+            agreed = min if part.subtask in self._uneven else max
             for id_, time in part.snapshot.watermarks.items():
                 times[id_] = agreed(time, times.get(id_, time))
         return {id_: time for id_, time in times.items() if time > START_OF_TIME}

@@ -240,7 +240,8 @@ class _Run:
         committers = builder.committers
         if restored is not None:
             hit("recovery.commit_again")
-            publish(committers, restored, store.committables(restored))
+            prepared = store.committables(restored)
+            publish(committers, restored, {id_: prepared.get(id_, ()) for id_ in committers})
         hit("recovery.discard")
         for committer in committers.values():
             committer.discard_uncommitted()
@@ -261,6 +262,7 @@ class _Run:
             clock=self._clock,
             sources=running.sources,
             subtasks=[s.name for s in running.subtasks],
+            uneven=running.uneven,
             committers=running.committers,
             generation=generation,
             last_epoch=epoch,

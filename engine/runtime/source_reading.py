@@ -21,7 +21,7 @@ class OpenSplit:
     reader: SplitReader
     at: SplitPosition
     moved: bool
-    last_rows: float
+    quiet_since: float | None = None
     idle: bool = False
 
 
@@ -36,8 +36,9 @@ class Rows:
 class SourceReading:
     """Reads the splits of one subtask. Not thread-safe: only its subtask calls it."""
 
-    def __init__(self, id_: str, read: Read, queue: SplitQueue, clock: Clock) -> None:
+    def __init__(self, id_: str, read: Read, queue: SplitQueue, clock: Clock, subtask: int) -> None:
         self._id = id_
+        self._subtask = subtask
         self._read = read
         self._queue = queue
         self._clock = clock
@@ -47,7 +48,7 @@ class SourceReading:
         self._dead_letters: list[DeadLetter] = []
         self._taken_letters = 0
         self._context = ReadContext(self._dead_letters.append)
-        self._ever_opened = False
+        self._without_splits_since = clock.monotonic()
 
     @property
     def exhausted(self) -> bool:
@@ -56,33 +57,43 @@ class SourceReading:
 
     @property
     def idle(self) -> bool:
-        """Whether nothing this subtask reads holds event time back: every split is idle, or it has none.
-
-        Of splits that come one after the other, those still to come are later than all that are open.
-        """
-        source = self._queue.source
-        if not self._open and source.order is SplitOrder.SEQUENTIAL:
-            return not source.bounded
-        return bool(self._read.idle_timeout) and all(split.idle for split in self._open)
+        """Whether every split of this subtask is idle, or it has had none to read for as long."""
+        if not self._read.idle_timeout:
+            return False
+        return all(split.idle for split in self._open) if self._open else self._timed_out(self._without_splits_since)
 
     def next(self) -> Rows | None:
         """Return the next rows, or None if nothing is there right now."""
-        self._open_more()
-        for split in self._in_turn():
-            got = split.reader.read()
-            if isinstance(got, SplitEnd):
+        while True:
+            self._open_more()
+            ended = False
+            for split in self._in_turn():
+                got = split.reader.read()
                 if got is SplitEnd.FINISHED:
                     self._finish(split)
-                    return self.next() if self._queue.source.order is SplitOrder.SEQUENTIAL else None
-                self._note_nothing(split)
-                continue
-            return self._note_rows(split, got)
-        return None
+                    ended = True
+                    break
+                if isinstance(got, SplitEnd):
+                    self._note_nothing(split)
+                    continue
+                return self._note_rows(split, got)
+            if not ended or self._queue.source.order is not SplitOrder.SEQUENTIAL:
+                return None
 
     def watermark(self) -> int:
-        """No row below this event time is still to come from this subtask, as far as its splits tell."""
-        if self.exhausted:
+        """No row below this event time is still to come from this subtask, as far as its splits tell.
+
+        Without a split it goes with the source's other subtasks.
+        """
+        exhausted, time = self.exhausted, self._time_of_splits()
+        self._queue.note(self._subtask, time)
+        if exhausted:
             return END_OF_TIME
+        return self._queue.time_of_others() if time is None else time
+
+    def _time_of_splits(self) -> int | None:
+        if not self._open:
+            return None
         active = [split.at.max_time for split in self._open if not split.idle]
         idle = [split.at.max_time for split in self._open if split.idle and split.at.max_time is not None]
         known = [time for time in active if time is not None]
@@ -120,10 +131,10 @@ class SourceReading:
         self._open.clear()
 
     def _open_more(self) -> None:
-        for taken in self._queue.take(len(self._open)):
+        for taken in self._queue.take(self._subtask, len(self._open)):
             reader = self._queue.source.open(taken.split, taken.position, self._context)
             at = replace(taken, source_id=self._id)
-            self._open.append(OpenSplit(reader, at, moved=False, last_rows=self._clock.monotonic()))
+            self._open.append(OpenSplit(reader, at, moved=False))
 
     def _in_turn(self) -> list[OpenSplit]:
         if self._queue.source.order is SplitOrder.EVENT_TIME:
@@ -136,15 +147,21 @@ class SourceReading:
         position = split.reader.position()
         split.reader.close()
         self._open.remove(split)
+        self._without_splits_since = self._clock.monotonic()
         self._finished.append(replace(split.at, position=position, finished=True))
 
     def _note_nothing(self, split: OpenSplit) -> None:
-        timeout = self._read.idle_timeout
-        if timeout and self._clock.monotonic() - split.last_rows >= timeout / 1_000_000:
+        # From the first time it was asked in vain: while a consumer is slow nobody asks.
+        if split.quiet_since is None:
+            split.quiet_since = self._clock.monotonic()
+        if self._read.idle_timeout and self._timed_out(split.quiet_since):
             split.idle = True
 
+    def _timed_out(self, since: float) -> bool:
+        return self._clock.monotonic() - since >= self._read.idle_timeout / 1_000_000
+
     def _note_rows(self, split: OpenSplit, got: pa.RecordBatch | Chunk) -> Rows:
-        split.moved, split.idle, split.last_rows = True, False, self._clock.monotonic()
+        split.moved, split.idle, split.quiet_since = True, False, None
         chunk = got if isinstance(got, Chunk) else Chunk(got, got.num_rows, None)
         time = chunk.max_time
         if time is None and self._read.event_time is not None and chunk.batch.num_rows:
