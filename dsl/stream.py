@@ -12,6 +12,7 @@ from millstream.engine.expression_tree import Alias, as_expr
 from millstream.engine.graph import Edge, Graph, Write, check_columns
 from millstream.engine.operator import MAIN, OperatorSpec
 from millstream.engine.sink import Sink
+from millstream.engine.time import Duration, micros
 from millstream.operators.project import Filter, Project
 from millstream.operators.python import FlatMap, Map, MapBatches
 from millstream.operators.union import Union
@@ -187,6 +188,60 @@ class Stream:
         assert taken is not None
         return (*parts, self.filter(~taken))
 
+    # -- duplicates --------------------------------------------------------------------------------------------
+
+    def deduplicate(
+        self, *columns: str, within: Duration | None = None, keep: str = "first", name: str | None = None
+    ) -> DeduplicatedStream:
+        """Keep the first row of each key, in order of arrival; the others go to ``.duplicates``.
+
+        Args:
+            columns: what makes up the key, such as a message's id. Nulls are a value like any other.
+            within: in event time. A row is then a duplicate if a row of the same key was kept that happened less than
+                this before or after it. A key is forgotten when event time has passed its row by as much; rows that
+                come later than that go to ``.late``. Without it keys are remembered for ever: about 20 to 60 bytes of
+                memory for each.
+            keep: only ``"first"``; to keep the last would mean to take rows back.
+            name: names the operator.
+
+        Raises:
+            JobError: ``within`` is used on a stream without event time.
+            SchemaError: a column is unknown, or of a type whose values cannot be told apart (lists, structs).
+
+        >>> import millstream as ms
+        >>> job, out, again = ms.Job("j"), ms.memory_sink("out"), ms.memory_sink("again")
+        >>> orders = job.read(ms.memory_source([{"id": 1, "n": 5}, {"id": 2, "n": 6}, {"id": 1, "n": 7}]))
+        >>> unique = orders.deduplicate("id")
+        >>> unique.write(out)
+        >>> unique.duplicates.write(again)
+        >>> _ = job.run()
+        >>> out.rows(), again.rows()
+        ([{'id': 1, 'n': 5}, {'id': 2, 'n': 6}], [{'id': 1, 'n': 7}])
+        """
+        from millstream.operators.deduplicate import Deduplicate
+
+        if not columns:
+            raise JobError("deduplicate() needs the columns that make up the key, as in deduplicate('id')")
+        check_columns(self.schema, columns, "deduplicate()")
+        if keep != "first":
+            raise JobError(
+                f"deduplicate(keep={keep!r}): only 'first' is possible, since rows that have gone on are never taken "
+                "back. For the last row of every key and hour write "
+                f"group_by({', '.join(map(repr, columns))}).window(ms.tumbling('1h')).top(1, by=...)"
+            )
+        if within is not None and self._time is None:
+            raise JobError(
+                "deduplicate(within=...) needs event time: name its column in job.read(..., event_time='sent_at'), and "
+                "keep that column in select(), drop() and map(); or leave within= out to remember keys for ever"
+            )
+        reach = None if within is None else micros(within)
+        spec = Deduplicate(columns, reach, None if within is None else self._time)
+        try:
+            node = self._graph.operator(spec, [self._edge], name)
+        except SchemaError as error:
+            raise SchemaError(f"deduplicate(): {error}") from None
+        return DeduplicatedStream(self._graph, Edge(node.id), self._time, timed=within is not None)
+
     # -- groups and windows ------------------------------------------------------------------------------------
 
     def group_by(self, *keys: str) -> GroupedStream:
@@ -254,6 +309,35 @@ class Stream:
         if not self._time.columns() <= moved.keys():
             return None
         return self._time.substitute({name: to for name, to in moved.items() if name is not None})
+
+
+class DeduplicatedStream(Stream):
+    """The first row of each key, and beside it the rows that were there before."""
+
+    def __init__(self, graph: Graph, edge: Edge, time: Expr | None, *, timed: bool) -> None:
+        super().__init__(graph, edge, time)
+        self._timed = timed
+
+    @property
+    def duplicates(self) -> Stream:
+        """The rows whose key was there before, as they came."""
+        return self._beside("duplicates")
+
+    @property
+    def late(self) -> Stream:
+        """The rows of which nobody knows, since their time was forgotten when they came; also those without one.
+
+        Raises:
+            JobError: there are none, for keys are remembered for ever.
+        """
+        if not self._timed:
+            raise JobError(
+                "deduplicate() without within= remembers keys for ever: no row is late, so there is no .late"
+            )
+        return self._beside("late")
+
+    def _beside(self, port: str) -> Stream:
+        return Stream(self._graph, Edge(self._edge.node, port), self._time)
 
 
 def _named(value: Any, where: str) -> tuple[str, Expr]:
