@@ -33,7 +33,6 @@ _MOST_WORDS: Final = 2**32 - 1
 
 _LEAST: Final = 1_024
 _FULL: Final = 0.75
-_MOST_EPOCHS: Final = 1_024
 _STEP: Final = 16_384
 
 
@@ -60,7 +59,8 @@ class KeyLog:
         width: words of a key; 0: its first word says how many follow.
         within: microseconds of event time; FOR_EVER: no key is ever forgotten, and there are no times.
         seed: of the hashes.
-        room: words and table entries to begin with.
+        room: words and table entries to begin with. All later sizes are multiples: logs that begin differently never
+            grow at the same time.
 
     Attributes:
         entries: keys held, among them those forgotten but not yet taken out.
@@ -181,7 +181,6 @@ class KeyLog:
             (words, int64; where in them the keys begin: the time of each is in the word before). Good until the log
             is next changed.
         """
-        self._merge_epochs()
         first = max(self._head, self._written)
         keys = np.empty(min(self._unwritten, self.records), np.int64)
         count = kernels.keys_between(
@@ -196,6 +195,11 @@ class KeyLog:
         self._close_epoch(epoch)
         return self._log, keys[:count]
 
+    def renew(self, before: int) -> None:
+        """Append keys anew that only epochs earlier than ``before`` have written, a part of all at most."""
+        end = max((end for epoch, end in self._epochs if epoch < before), default=self._head)
+        self.retire(min(end - self._head, max(_STEP, (self._tail - self._head) // 256)), renew=True)
+
     def full_from(self, epoch: int) -> int:
         """The oldest epoch whose rows a restore of ``epoch`` needs."""
         return min(epoch, self._epochs[0][0]) if self._epochs else epoch
@@ -207,12 +211,6 @@ class KeyLog:
             self._epochs.append((epoch, self._tail))
         self._written = self._tail
         self._unwritten = 0
-
-    def _merge_epochs(self) -> None:
-        """Have this epoch write the keys of the oldest one anew, lest a restore must read ever more of them."""
-        if len(self._epochs) >= _MOST_EPOCHS:
-            words = max(_STEP, self._tail - max(self._head, self._written), (self._tail - self._head) // 512)
-            self.retire(min(words, self._epochs[0][1] - self._head), renew=True)
 
     def _appended(self, tail: int, records: int, entries: int) -> None:
         self._tail = self._origin + int(tail)
@@ -227,7 +225,12 @@ class KeyLog:
         self._make_room(int(sizes.sum()))
         wanted, capacity = self.entries + len(sizes), len(self._table)
         if wanted > _FULL * capacity or capacity > max(self._room, 8 * wanted):
-            table = np.zeros(max(self._room, 2 * wanted), np.uint64)
+            size = self._room
+            while wanted > _FULL * size:
+                size += size // 2
+            # NumPy asks for huge pages for memory that need not be clear, and only then: misses are much cheaper.
+            table = np.empty(size, np.uint64)
+            table.fill(0)
             kernels.refill(self._table, table)
             self._table = table
 
@@ -235,7 +238,9 @@ class KeyLog:
         if self._tail - self._origin + words <= len(self._log):
             return
         used = self._tail - self._head
-        size = used + words + max(used // 2, self._room)
+        size = self._room
+        while size < used + used // 2 + words:
+            size *= 2
         if size > _MOST_WORDS:
             raise JobError(f"{self.entries:,} keys are too many for one subtask: raise the parallelism")
         log = np.empty(size, np.int64)

@@ -118,7 +118,7 @@ class AnyWords(KeyWords):
         """As ``KeyWords.pack``."""
         rows = len(arrays[0])
         valids = [validity(array) for array in arrays]
-        strings = {number: byte_strings(arrays[number]) for number in self._bytes}
+        strings = {number: _frozen(*byte_strings(arrays[number])) for number in self._bytes}
         lengths = [_where(valids[number], np.diff(strings[number][0])) for number in self._bytes]
         sizes = np.full(rows, self._before_bytes, np.int64)
         for length in lengths:
@@ -137,7 +137,8 @@ class AnyWords(KeyWords):
             words[at] = length
         at += 1
         for number in self._bytes:
-            kernels.pack_bytes(*_frozen(*strings[number]), valids[number], at, words.view(np.uint8))
+            offsets, data = strings[number]
+            kernels.pack_bytes(offsets, data, valids[number], at, words.view(np.uint8))
         return _packed(words, starts)
 
     def unpack(self, words: Ints, at: Ints) -> list[pa.Array]:
@@ -167,6 +168,7 @@ def _packed(words: Ints, starts: Ints) -> Packed:
 
 
 def _frozen(*arrays: Any) -> Any:
+    """Kernels are compiled once for arrays that can be written and once for others: let there be one kind."""
     views = [array.view() for array in arrays]
     for view in views:
         view.flags.writeable = False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import os
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -18,18 +19,16 @@ from millstream.engine.key_log import FOR_EVER, NO_TIMES, KeyLog, Rows
 from millstream.engine.key_words import AnyWords, KeyWords, PlainWords
 from millstream.engine.time import START_OF_TIME
 
-_LOGS: Final = 16
-"""Keys are dealt out to so many logs: each grows by itself, so that none makes the others wait for long."""
-
 _LEAST: Final = 1_024
 _STEP: Final = 65_536
+_MOST_EPOCHS: Final = 1_024
 
 
 @dataclass(frozen=True, slots=True)
 class Written:
     """What an epoch writes: key columns, times (none if keys are never forgotten), and how far back a restore reads."""
 
-    columns: list[pa.Array]
+    columns: list[pa.ChunkedArray]
     times: Ints
     full_from: int
 
@@ -44,6 +43,10 @@ class SeenKeys:
     Args:
         types: the types of the key columns, at least one.
         within: microseconds of event time, at least 1; FOR_EVER: keys are never forgotten, and rows need no times.
+        logs: keys are dealt out to so many logs: each grows by itself, so that none makes a row wait for long.
+        room: words and table entries of a log to begin with.
+        seed: of the hashes; None: another one in each process, since keys may come from strangers who choose some that
+            collide.
 
     Raises:
         SchemaError: a type cannot be a key.
@@ -53,31 +56,44 @@ class SeenKeys:
     [True, True, False, True]
     """
 
-    def __init__(self, types: Sequence[pa.DataType], within: int = FOR_EVER) -> None:
+    def __init__(
+        self,
+        types: Sequence[pa.DataType],
+        within: int = FOR_EVER,
+        *,
+        logs: int = 16,
+        room: int = 1_024,
+        seed: int | None = None,
+    ) -> None:
         self._types = tuple(types)
         self._within = within
-        # Keys may come from strangers: hashes are seeded anew in each process, lest they choose keys that collide.
-        self._seed = np.frombuffer(os.urandom(8), np.uint64)[0]
+        self._seed = np.uint64(int.from_bytes(os.urandom(8)) if seed is None else seed)
+        self._rooms = [int(room * 2 ** (number / logs)) for number in range(logs)]
         self._plain = self._family(PlainWords(types)) if PlainWords.fits(types) else None
         self._any = self._family(AnyWords(types)) if self._plain is None else None
         self._alive = _Ages(max(0, within.bit_length() - 3))
+        self._epochs: deque[tuple[int, int]] = deque()  # (epoch, rows it wrote): what a restore has to read
         self.forgotten = START_OF_TIME - 1
 
     def _family(self, key_words: KeyWords) -> _Family:
-        return _Family(key_words, self._within, self._seed)
+        return _Family(key_words, self._within, self._seed, self._rooms)
 
     @property
     def _families(self) -> list[_Family]:
         return [family for family in (self._plain, self._any) if family is not None]
 
+    @property
+    def _logs(self) -> list[KeyLog]:
+        return [log for family in self._families for log in family.logs]
+
     def __len__(self) -> int:
         """How many keys are held, among them those forgotten but not yet taken out."""
-        return sum(log.entries for family in self._families for log in family.logs)
+        return sum(log.entries for log in self._logs)
 
     @property
     def bytes_held(self) -> int:
         """Bytes of memory."""
-        return sum(log.bytes_held for family in self._families for log in family.logs)
+        return sum(log.bytes_held for log in self._logs)
 
     def add(self, arrays: Sequence[pa.Array], times: Ints = NO_TIMES) -> Bools:
         """Return of each row whether its key is new, and remember those that are.
@@ -108,6 +124,7 @@ class SeenKeys:
             own_times = times[start:end]
             for family, columns, chosen in self._parted(part):
                 family.put(columns, own_times if chosen is None or not len(times) else own_times[chosen], epochs[start])
+            self._note(int(epochs[start]), end - start)
         self._alive.add(times)
 
     def forget(self, watermark: int) -> None:
@@ -121,11 +138,38 @@ class SeenKeys:
     def take(self, epoch: int) -> Written:
         """Return what the delta of an epoch must hold: the keys added since the last one, and some old ones anew."""
         self._tidy()
+        before = self._due(epoch)
+        if before is not None:
+            for log in self._logs:
+                log.renew(before)
         taken = [piece for family in self._families for piece in family.take(epoch)]
-        full_from = min(log.full_from(epoch) for family in self._families for log in family.logs)
-        columns = [pa.concat_arrays([columns[i] for columns, _ in taken]) for i in range(len(self._types))]
+        full_from = min(log.full_from(epoch) for log in self._logs)
+        while self._epochs and self._epochs[0][0] < full_from:
+            self._epochs.popleft()
+        columns = [pa.chunked_array([piece[i] for piece, _ in taken], type) for i, type in enumerate(self._types)]
         times = np.concatenate([times for _, times in taken]) if self._within != FOR_EVER else NO_TIMES
+        self._note(epoch, len(columns[0]))
         return Written(columns, times, full_from)
+
+    def _note(self, epoch: int, rows: int) -> None:
+        if self._epochs and self._epochs[-1][0] >= epoch:
+            epoch, before = self._epochs.pop()
+            rows += before
+        if rows:
+            self._epochs.append((epoch, rows))
+
+    def _due(self, before: int) -> int | None:
+        """What earlier epochs wrote is to be written anew, lest a restore reads too many epochs, or forgotten keys."""
+        room = 2 * self._count_alive() + _LEAST
+        for number, (epoch, rows) in enumerate(reversed(self._epochs)):
+            room -= rows
+            if room < 0 or number == _MOST_EPOCHS:
+                return before
+            before = epoch
+        return None
+
+    def _count_alive(self) -> int:
+        return min(len(self), self._alive.count) if self._within != FOR_EVER else len(self)
 
     def _parted(self, arrays: Sequence[pa.Array]) -> Iterator[tuple[_Family, Sequence[pa.Array], Ints | None]]:
         """Yield each family that rows belong to, with their key columns and numbers (None: all)."""
@@ -148,27 +192,24 @@ class SeenKeys:
 
     def _tidy(self) -> None:
         """Take forgotten keys out, a few at a time; once they are the most, those between them are appended anew."""
-        records = sum(log.records for family in self._families for log in family.logs)
-        alive = min(len(self), self._alive.count) if self._within != FOR_EVER else len(self)
+        records = sum(log.records for log in self._logs)
+        alive = self._count_alive()
         if records == alive:
             return
-        for family in self._families:
-            for log in family.logs:
-                if alive == 0:
-                    log.clear()
-                else:
-                    log.retire(_STEP, renew=records - alive > alive + _LEAST)
+        for log in self._logs:
+            if alive == 0:
+                log.clear()
+            else:
+                log.retire(_STEP, renew=records - alive > alive + _LEAST)
 
 
 class _Family:
     """The logs of keys that are words in one way."""
 
-    def __init__(self, key_words: KeyWords, within: int, seed: np.uint64) -> None:
+    def __init__(self, key_words: KeyWords, within: int, seed: np.uint64, rooms: Sequence[int]) -> None:
         self._key_words = key_words
         self._timed = within != FOR_EVER
         self._seed = seed
-        # They begin at different sizes, so that they never all grow at the same time.
-        rooms = [int(_LEAST * 1.5 ** (number / _LOGS)) for number in range(_LOGS)]
         self.logs = [KeyLog(key_words.width, within, seed, room) for room in rooms]
 
     def add(self, arrays: Sequence[pa.Array], times: Ints, new: Bools) -> None:
@@ -193,8 +234,8 @@ class _Family:
         hashes = np.empty(len(packed.sizes), np.uint64)
         key_log_kernels.hash_rows(packed.words, packed.starts, self._seed, hashes)
         order = np.empty(len(hashes), np.int64)
-        ends = np.empty(_LOGS, np.int64)
-        counting_sort(hashes, _LOGS, order, ends)
+        ends = np.empty(len(self.logs), np.int64)
+        counting_sort(hashes, len(self.logs), order, ends)
         for log, chosen in zip(self.logs, np.split(order, ends[:-1]), strict=True):
             if len(chosen):
                 yield log, Rows(packed, hashes, times, chosen)

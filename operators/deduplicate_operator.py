@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 from millstream.engine.codes import Bools, Ints, fixed_codes
+from millstream.engine.key_log import FOR_EVER, NO_TIMES
 from millstream.engine.operator import MAIN, Operator, Output
-from millstream.engine.seen_keys import FOR_EVER, NO_TIMES, SeenKeys
+from millstream.engine.seen_keys import SeenKeys
 from millstream.engine.state import DELETED, StateDelta
 from millstream.operators.deduplicate import DUPLICATES
 from millstream.operators.event_time import event_times
