@@ -142,12 +142,15 @@ class KeyLog:
         self._appended(tail, len(rows.chosen), added)
         self._close_epoch(epoch)
 
-    def retire(self, words: int, *, renew: bool) -> None:
-        """Take forgotten keys out at the log's head, going through so many words of it.
+    def retire(self, records: int, *, renew: bool) -> None:
+        """Take forgotten keys out at the log's head, going through about so many records.
 
         Args:
             renew: append those that still count anew; else the first of them ends it.
         """
+        self._retire(1 + records * (self._tail - self._head) // max(1, self.records), renew)
+
+    def _retire(self, words: int, renew: bool) -> None:
         words = min(words, self._tail - self._head)
         if words <= 0:
             return
@@ -198,7 +201,7 @@ class KeyLog:
     def renew(self, before: int) -> None:
         """Append keys anew that only epochs earlier than ``before`` have written, a part of all at most."""
         end = max((end for epoch, end in self._epochs if epoch < before), default=self._head)
-        self.retire(min(end - self._head, max(_STEP, (self._tail - self._head) // 256)), renew=True)
+        self._retire(min(end - self._head, max(_STEP, (self._tail - self._head) // 256)), renew=True)
 
     def full_from(self, epoch: int) -> int:
         """The oldest epoch whose rows a restore of ``epoch`` needs."""

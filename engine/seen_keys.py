@@ -20,7 +20,7 @@ from millstream.engine.key_words import AnyWords, KeyWords, PlainWords
 from millstream.engine.time import START_OF_TIME
 
 _LEAST: Final = 1_024
-_STEP: Final = 65_536
+_STEP: Final = 1_024
 _MOST_EPOCHS: Final = 1_024
 
 
@@ -73,6 +73,7 @@ class SeenKeys:
         self._any = self._family(AnyWords(types)) if self._plain is None else None
         self._alive = _Ages(max(0, within.bit_length() - 3))
         self._epochs: deque[tuple[int, int]] = deque()  # (epoch, rows it wrote): what a restore has to read
+        self._untidied = 0
         self.forgotten = START_OF_TIME - 1
 
     def _family(self, key_words: KeyWords) -> _Family:
@@ -112,6 +113,7 @@ class SeenKeys:
                 new[chosen] = part
         if len(times):
             self._alive.add(times[new])
+        self._untidied += len(new)
         return new
 
     def put(self, arrays: Sequence[pa.Array], times: Ints, epochs: Ints) -> None:
@@ -194,13 +196,16 @@ class SeenKeys:
         """Take forgotten keys out, a few at a time; once they are the most, those between them are appended anew."""
         records = sum(log.records for log in self._logs)
         alive = self._count_alive()
+        # More than what has come since, so that what is left to do gets less and less.
+        step = _STEP + 2 * self._untidied // len(self._rooms)
+        self._untidied = 0
         if records == alive:
             return
         for log in self._logs:
             if alive == 0:
                 log.clear()
             else:
-                log.retire(_STEP, renew=records - alive > alive + _LEAST)
+                log.retire(step, renew=records - alive > alive + _LEAST)
 
 
 class _Family:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import millstream as ms
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -290,10 +292,11 @@ def test_only_what_is_wanted_is_asked_for() -> None:
     assert pruned.identity() == timed.identity(), "state is found by the operator as written"
 
 
-def test_a_source_reads_no_more_than_what_is_needed() -> None:
-    job = ms.Job("j")
+def test_a_source_reads_no_more_than_what_is_needed(tmp_path: Path) -> None:
     rows = pa.table({**{name: [1] for name in "ikotx"}, "at": pa.array([0], pa.timestamp("us"))})
-    unique = job.read(ms.memory_source(rows), event_time="at").deduplicate("i", within="1m")
+    pq.write_table(rows, tmp_path / "rows.parquet")
+    job = ms.Job("j")
+    unique = job.read(ms.files(tmp_path), event_time="at").deduplicate("i", within="1m")
     unique.select("o").write(ms.blackhole())
     (source,) = job.plan().graph.sources()
     assert set(source.schemas["main"].names) == {"i", "o", "at"}
