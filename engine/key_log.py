@@ -64,7 +64,7 @@ class KeyLog:
 
     Attributes:
         entries: keys held, among them those forgotten but not yet taken out.
-        records: as many, and those that were appended anew since.
+        records: of these keys, and older ones of keys that were taken back twice.
     """
 
     def __init__(self, width: int, within: int, seed: np.uint64, room: int = _LEAST) -> None:

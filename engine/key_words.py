@@ -9,9 +9,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 from millstream.engine import key_log_kernels as kernels
 from millstream.engine.codes import (
@@ -34,6 +35,8 @@ MOST_COLUMNS: Final = 28
 _WASTE: Final = 32
 _NULLS: Final = 35
 _WORDS: Final = (1 << _WASTE) - 1
+
+_A = TypeVar("_A", bound=np.generic)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +121,7 @@ class AnyWords(KeyWords):
         """As ``KeyWords.pack``."""
         rows = len(arrays[0])
         valids = [validity(array) for array in arrays]
-        strings = {number: _frozen(*byte_strings(arrays[number])) for number in self._bytes}
+        strings = {number: byte_strings(arrays[number]) for number in self._bytes}
         lengths = [_where(valids[number], np.diff(strings[number][0])) for number in self._bytes]
         sizes = np.full(rows, self._before_bytes, np.int64)
         for length in lengths:
@@ -138,7 +141,7 @@ class AnyWords(KeyWords):
         at += 1
         for number in self._bytes:
             offsets, data = strings[number]
-            kernels.pack_bytes(offsets, data, valids[number], at, words.view(np.uint8))
+            kernels.pack_bytes(frozen(offsets), frozen(data), valids[number], at, words.view(np.uint8))
         return _packed(words, starts)
 
     def unpack(self, words: Ints, at: Ints) -> list[pa.Array]:
@@ -163,16 +166,14 @@ class AnyWords(KeyWords):
 
 
 def _packed(words: Ints, starts: Ints) -> Packed:
-    """Kernels are compiled once for arrays that can be written and once for others: let there be one kind."""
-    return Packed(*_frozen(words, starts, np.diff(starts)))
+    return Packed(frozen(words), frozen(starts), frozen(np.diff(starts)))
 
 
-def _frozen(*arrays: Any) -> Any:
-    """Kernels are compiled once for arrays that can be written and once for others: let there be one kind."""
-    views = [array.view() for array in arrays]
-    for view in views:
-        view.flags.writeable = False
-    return views
+def frozen(array: npt.NDArray[_A]) -> npt.NDArray[_A]:
+    """Return a view that cannot be written to: kernels are compiled anew for each kind, so let there be one."""
+    view = array.view()
+    view.flags.writeable = False
+    return view
 
 
 def _where(valid: Bools, codes: Ints) -> Ints:

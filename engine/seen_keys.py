@@ -16,7 +16,7 @@ from millstream.engine import key_log_kernels
 from millstream.engine.codes import Bools, Ints, validity
 from millstream.engine.kernels import counting_sort
 from millstream.engine.key_log import FOR_EVER, NO_TIMES, KeyLog, Rows
-from millstream.engine.key_words import AnyWords, KeyWords, PlainWords
+from millstream.engine.key_words import AnyWords, KeyWords, PlainWords, frozen
 from millstream.engine.time import START_OF_TIME
 
 _LEAST: Final = 1_024
@@ -243,7 +243,7 @@ class _Family:
         counting_sort(hashes, len(self.logs), order, ends)
         for log, chosen in zip(self.logs, np.split(order, ends[:-1]), strict=True):
             if len(chosen):
-                yield log, Rows(packed, hashes, times, chosen)
+                yield log, Rows(packed, hashes, frozen(times), chosen)
 
 
 class _Ages:
