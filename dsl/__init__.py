@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from millstream.job import Job
     from millstream.operators.aggregates import count, first, last, max, mean, min, sum
     from millstream.operators.collecting import collect, count_distinct
+    from millstream.operators.paned_windows import cumulating, sliding
     from millstream.operators.picks import arg_max, arg_min
     from millstream.operators.sketches import approx_count_distinct, median, quantile
     from millstream.operators.spread import stddev, variance
@@ -70,6 +71,7 @@ _HOMES = {
     "millstream.job": ("Job",),
     "millstream.operators.aggregates": ("count", "first", "last", "max", "mean", "min", "sum"),
     "millstream.operators.collecting": ("collect", "count_distinct"),
+    "millstream.operators.paned_windows": ("cumulating", "sliding"),
     "millstream.operators.picks": ("arg_max", "arg_min"),
     "millstream.operators.sketches": ("approx_count_distinct", "median", "quantile"),
     "millstream.operators.spread": ("stddev", "variance"),
@@ -108,6 +110,7 @@ __all__ = [
     "count",
     "count_distinct",
     "csv",
+    "cumulating",
     "files",
     "first",
     "generator",
@@ -123,6 +126,7 @@ __all__ = [
     "parquet",
     "print_sink",
     "quantile",
+    "sliding",
     "stddev",
     "sum",
     "tumbling",

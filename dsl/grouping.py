@@ -13,7 +13,7 @@ from millstream.engine.time import Duration, micros
 from millstream.stream import Stream
 
 if TYPE_CHECKING:
-    from millstream.operators.windows import TumblingWindow
+    from millstream.operators.windows import Window
 
 LATE = "late"
 _MICROSECOND = dt.timedelta(microseconds=1)
@@ -28,20 +28,20 @@ class GroupedStream:
         self._time = time
         self._keys = keys
 
-    def window(self, window: TumblingWindow, *, lateness: Duration = 0) -> WindowedStream:
+    def window(self, window: Window, *, lateness: Duration = 0) -> WindowedStream:
         """Cut event time into windows.
 
         Args:
-            window: for example ``ms.tumbling("1m")``.
+            window: ``ms.tumbling("1m")``, ``ms.sliding("1h", "5m")`` or ``ms.cumulating("1d", "1h")``.
             lateness: how long after its end a window still takes rows. It fires only then, once, so that its
                 result is never taken back. Rows later still go to ``.late``.
 
         Raises:
             JobError: the stream has no event time.
         """
-        from millstream.operators.windows import TumblingWindow
+        from millstream.operators.windows import Window
 
-        if not isinstance(window, TumblingWindow):
+        if not isinstance(window, Window):
             raise JobError(f"window() takes a window such as ms.tumbling('1m'), got {window!r}")
         if self._time is None:
             raise JobError(
@@ -65,7 +65,7 @@ class WindowedStream:
     """Rows by key and window, waiting to be reduced to a result."""
 
     def __init__(
-        self, graph: Graph, edge: Edge, time: Expr, keys: tuple[str, ...], window: TumblingWindow, lateness: int
+        self, graph: Graph, edge: Edge, time: Expr, keys: tuple[str, ...], window: Window, lateness: int
     ) -> None:
         self._graph = graph
         self._edge = edge
@@ -125,11 +125,17 @@ class WindowedStream:
             ties: keep every row that equals the n-th.
         """
         from millstream.operators.window_top import WindowTop
+        from millstream.operators.windows import OneWindow
 
         if not isinstance(n, int) or n < 1:
             raise JobError(f"top({n!r}, by=...): the number of rows must be a whole number, at least 1")
         if not isinstance(by, (str, Expr)):
             raise JobError(f"top({n}, by={by!r}): by is a column's name or an expression such as col('price') * 2")
+        if not isinstance(self._window, OneWindow):
+            raise JobError(
+                f"top() works in windows that do not overlap, such as ms.tumbling('1m'), not in windows "
+                f"{self._window.describe()}"
+            )
         rank = ((col(by) if isinstance(by, str) else by, descending),)
         spec = WindowTop(self._keys, self._window, rank, n, ties, self._time, self._lateness)
         node = self._graph.operator(spec, [self._edge], name)

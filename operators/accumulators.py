@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +33,9 @@ Floats = npt.NDArray[np.float64]
 
 _EXACT: Final = 2**53
 """Every whole number up to here is a float64."""
+
+NO_TIMES: Final[Ints] = np.empty(0, np.int64)
+"""For the ``update`` of accumulators that do not look at times."""
 
 
 class Accumulator(ABC):
@@ -63,6 +66,14 @@ class Accumulator(ABC):
     @abstractmethod
     def load(self, slots: Ints, columns: Sequence[pa.Array]) -> None:
         """Set slots, all different, to what ``state`` once returned."""
+
+    @abstractmethod
+    def merge(self, slots: Ints, columns: Sequence[pa.Array]) -> None:
+        """Add to slots, which may be named repeatedly, what ``state`` once returned, in this order."""
+
+    def absorb(self, other: Self, slots: Ints, into: Ints) -> None:
+        """Merge some slots of another accumulator, in this order, into one's own."""
+        self.merge(into, other.state(slots))
 
     @abstractmethod
     def compact(self, kept: Ints) -> None:
@@ -109,6 +120,10 @@ class CountAccumulator(NumberAccumulator):
         valid = validity(arguments[0]) if arguments else NO_MASK
         kernels.add_count(slots, valid, *self.numbers)
 
+    def merge(self, slots: Ints, columns: Sequence[pa.Array]) -> None:
+        """As ``Accumulator.merge``."""
+        np.add.at(self.numbers[0], slots, fixed_codes(columns[0]))
+
     def result(self, slots: Ints) -> pa.Array:
         """As ``Accumulator.result``; int64."""
         return pa.array(self.numbers[0][slots])
@@ -142,6 +157,13 @@ class IntSum(NumberAccumulator):
             np.add.at(self.numbers[1], slots[beyond], 1)
         else:
             kernels.add_ints(slots, fixed_codes(values), valid, *self.numbers)
+
+    def merge(self, slots: Ints, columns: Sequence[pa.Array]) -> None:
+        """As ``Accumulator.merge``."""
+        sums, wraps, counts = map(fixed_codes, columns)
+        kernels.add_ints(slots, sums, NO_MASK, *self.numbers)
+        np.add.at(self.numbers[1], slots, wraps)
+        np.add.at(self.numbers[2], slots, counts - 1)  # a sum was counted as one value
 
     def result(self, slots: Ints) -> pa.Array:
         """As ``Accumulator.result``."""
@@ -194,6 +216,13 @@ class FloatSum(NumberAccumulator):
         floats = fixed_codes(values).view(np.float64)
         kernels.add_floats(slots, floats, validity(values), *self.numbers)
 
+    def merge(self, slots: Ints, columns: Sequence[pa.Array]) -> None:
+        """As ``Accumulator.merge``."""
+        sums, errors, counts = map(fixed_codes, columns)
+        kernels.add_floats(slots, sums.view(np.float64), NO_MASK, *self.numbers)
+        kernels.add_floats(slots, errors.view(np.float64), NO_MASK, *self.numbers)
+        np.add.at(self.numbers[2], slots, counts - 2)  # a sum was counted as two values
+
     def result(self, slots: Ints) -> pa.Array:
         """As ``Accumulator.result``."""
         sums, errors, counts = (column[slots] for column in self.numbers)
@@ -221,6 +250,10 @@ class Extremes(Accumulator):
         (values,) = arguments
         codes, valid = order_codes(values), validity(values)
         kernels.keep_extremes(slots, codes, valid, self._greatest, self._best, self._seen)
+
+    def merge(self, slots: Ints, columns: Sequence[pa.Array]) -> None:
+        """As ``Accumulator.merge``: a value is as good as the rows it came from."""
+        self.update(slots, columns, NO_TIMES)
 
     def result(self, slots: Ints) -> pa.Array:
         """As ``Accumulator.result``; the argument's type."""
@@ -276,6 +309,10 @@ class ByteExtremes(Accumulator):
         cells.put(touched, values.take(pa.array(self._best_row[touched])))
         self._best_row[touched] = -1
 
+    def merge(self, slots: Ints, columns: Sequence[pa.Array]) -> None:
+        """As ``Accumulator.merge``: a value is as good as the rows it came from."""
+        self.update(slots, columns, NO_TIMES)
+
     def result(self, slots: Ints) -> pa.Array:
         """As ``Accumulator.result``; the argument's type."""
         return self._cells.get(slots)
@@ -319,6 +356,13 @@ class Edges(Accumulator):
         touched = touched[:count]
         self._cells.put(touched, values.take(pa.array(self._best_row[touched])))
         self._best_row[touched] = -1
+
+    def merge(self, slots: Ints, columns: Sequence[pa.Array]) -> None:
+        """As ``Accumulator.merge``."""
+        values, times = columns
+        seen = times.is_valid()
+        rows = seen.to_numpy(zero_copy_only=False)
+        self.update(slots[rows], [values.filter(seen)], event_times(times)[0][rows])
 
     def result(self, slots: Ints) -> pa.Array:
         """As ``Accumulator.result``; the argument's type."""

@@ -175,6 +175,56 @@ def add_spread(  # noqa: PLR0913, PLR0917  kernels know no objects
 
 
 @kernel
+def merge_spread(  # noqa: PLR0913, PLR0917  kernels know no objects
+    slots: Any,
+    other_shifts: Any,
+    other_sums: Any,
+    other_errors: Any,
+    other_squares: Any,
+    other_square_errors: Any,
+    other_counts: Any,
+    shifts: Any,
+    sums: Any,
+    errors: Any,
+    squares: Any,
+    square_errors: Any,
+    counts: Any,
+) -> None:
+    """Add what ``add_spread`` made of other rows, as if it had taken the slot's own shift off them.
+
+    With ``d`` the difference of the shifts, ``x + d`` adds up to ``sum + count * d``, and its square to
+    ``squares + 2 * d * sum + count * d * d``.
+    """
+    for row in range(slots.shape[0]):
+        count = np.float64(other_counts[row])
+        if count == 0.0:
+            continue
+        slot = slots[row]
+        if counts[slot] == 0:
+            shifts[slot] = other_shifts[row]
+        counts[slot] += other_counts[row]
+        high, low = _sum_exactly(other_shifts[row], -shifts[slot])
+        if not np.isfinite(high) or not np.isfinite(other_squares[row]):
+            overflow = np.isfinite(shifts[slot]) and np.isfinite(other_shifts[row])
+            squares[slot] += other_squares[row] if overflow else np.nan
+            if overflow and not np.isfinite(high):
+                squares[slot] += np.inf
+            continue
+        _accumulate(squares, square_errors, slot, other_squares[row], other_square_errors[row])
+        _accumulate(sums, errors, slot, other_sums[row], other_errors[row])
+        if high == 0.0:
+            continue
+        product, rest = _product_exactly(2.0 * high, other_sums[row])
+        rest += 2.0 * (high * other_errors[row] + low * other_sums[row])
+        _accumulate(squares, square_errors, slot, product, rest)
+        product, rest = _product_exactly(high, count)
+        rest += low * count
+        _accumulate(sums, errors, slot, product, rest)
+        square, lost = _product_exactly(product, high)
+        _accumulate(squares, square_errors, slot, square, lost + rest * high + product * low)
+
+
+@kernel
 def deviations(sums: Any, errors: Any, squares: Any, square_errors: Any, counts: Any, out: Any) -> None:
     """Compute sums of squared differences from the mean from what ``add_spread`` keeps: squares - sum * mean."""
     for slot in range(out.shape[0]):

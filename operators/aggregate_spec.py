@@ -82,6 +82,11 @@ class AggregateSpec(ABC):
         del schema
         return ()
 
+    @property
+    def can_merge(self) -> bool:
+        """Whether what it keeps of some rows can be joined to what it keeps of others."""
+        return True
+
     @abstractmethod
     def accumulator(self, schema: pa.Schema) -> Accumulator:
         """Make its running values."""

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-from millstream.engine.codes import Ints, byte_strings, fixed_codes, validity
+from millstream.engine.codes import NO_MASK, Ints, byte_strings, fixed_codes, validity
 from millstream.engine.errors import DataError
 from millstream.operators import aggregate_kernels as kernels
 from millstream.operators.accumulators import Accumulator, Floats
@@ -89,6 +89,15 @@ class DecimalSum(Accumulator):
             slot = int(slots[at])
             self._set(slot, self._value(slot) + int(overflows[at]) * _LIMIT)
         self._counts[slots] = fixed_codes(columns[2])
+
+    def merge(self, slots: Ints, columns: Sequence[pa.Array]) -> None:
+        """As ``Accumulator.merge``."""
+        sums, overflows, counts = decimal_words(columns[0]), fixed_codes(columns[1]), fixed_codes(columns[2])
+        kernels.add_wide(slots, sums, NO_MASK, self._low, self._middle, self._high, self._counts)
+        np.add.at(self._counts, slots, counts - 1)  # a sum was counted as one value
+        for at in np.flatnonzero(overflows):
+            slot = int(slots[at])
+            self._set(slot, self._value(slot) + int(overflows[at]) * _LIMIT)
 
     def compact(self, kept: Ints) -> None:
         """As ``Accumulator.compact``."""

@@ -55,11 +55,23 @@ class Histogram(ItemAccumulator):
         if len(valid):
             slots, values = slots[valid], values.drop_null()
         codes = order_codes(pa.array(_floats(values)))
-        ids, new = self._index.find(slots, pa.array(codes >> _WIDTH))
+        ids = self._buckets(slots, pa.array(codes >> _WIDTH))
+        kernels.fill_buckets(ids, codes, self._counts, self._lows, self._highs)
+
+    def _buckets(self, slots: Ints, names: pa.Array) -> Ints:
+        """Return the items that are about to change; those that are new begin."""
+        ids, new = self._index.find(slots, names)
         self.items.add(new)
         self.items.touch(ids)
         self._make_room()
-        kernels.fill_buckets(ids, codes, self._counts, self._lows, self._highs)
+        return ids
+
+    def merge(self, slots: Ints, columns: Sequence[pa.Array]) -> None:
+        """As ``Accumulator.merge``, of what ``columns`` returned."""
+        buckets, counts, lows, highs = columns
+        ids = self._buckets(slots, buckets)
+        more = fixed_codes(counts), order_codes(lows), order_codes(highs)
+        kernels.merge_buckets(ids, *more, self._counts, self._lows, self._highs)
 
     def _make_room(self) -> None:
         if self.items.count > len(self._counts):

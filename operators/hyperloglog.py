@@ -57,6 +57,18 @@ class HyperLogLog(Accumulator):
                 return
             self._grow(2 * len(self._pages))
 
+    def merge(self, slots: Ints, columns: Sequence[pa.Array]) -> None:
+        """As ``Accumulator.merge``."""
+        offsets, data = byte_strings(columns[0])
+        row = 0
+        while True:
+            row, self._count = kernels.merge_registers(
+                slots, offsets, data, row, self._few, self._sizes, self._page_of, self._pages, self._count
+            )
+            if row == len(slots):
+                return
+            self._grow(2 * len(self._pages))
+
     def _grow(self, capacity: int) -> None:
         pages = np.empty((capacity, kernels.REGISTERS), np.uint8)
         pages[: self._count] = self._pages[: self._count]

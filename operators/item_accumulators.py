@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 from millstream.engine.codes import NO_MASK, Ints, fixed_codes, validity
 from millstream.operators import aggregate_kernels as kernels
+from millstream.operators.accumulators import NO_TIMES
 from millstream.operators.cells import resized
 from millstream.operators.items import ItemAccumulator, ItemIndex
 from millstream.operators.rows import Rows
@@ -37,6 +38,10 @@ class DistinctAccumulator(ItemAccumulator):
         if len(valid):
             slots, values = slots[valid], values.drop_null()
         self.items.add(self._new(slots, values))
+
+    def merge(self, slots: Ints, columns: Sequence[pa.Array]) -> None:
+        """As ``Accumulator.merge``, of what ``columns`` returned."""
+        self.update(slots, columns, NO_TIMES)
 
     def take_back(self, slots: Ints, columns: Sequence[pa.Array]) -> None:
         """As ``ItemAccumulator.take_back``."""
@@ -95,6 +100,10 @@ class CollectAccumulator(ItemAccumulator):
             rows = rows[:count]
             self._append([pa.array(positions[:count]), values.take(pa.array(rows))])
             self.items.add(slots[rows])
+
+    def merge(self, slots: Ints, columns: Sequence[pa.Array]) -> None:
+        """As ``Accumulator.merge``, of what ``columns`` returned."""
+        self.update(slots, columns[1:], NO_TIMES)
 
     def take_back(self, slots: Ints, columns: Sequence[pa.Array]) -> None:
         """As ``ItemAccumulator.take_back``."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Final, TypeAlias
+from typing import Final, Self, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -178,6 +178,11 @@ class ItemAccumulator(Accumulator):
     def delta(self, epoch: int, keys_of: KeysOf) -> StateDelta | None:
         """Return what has changed in the items since the last delta; None if nothing has."""
         return self.items.delta(epoch, keys_of, self.columns)
+
+    def absorb(self, other: Self, slots: Ints, into: Ints) -> None:
+        """As ``Accumulator.absorb``."""
+        ids, places = other.items.of(slots)
+        self.merge(into[places], other.columns(ids))
 
     def state(self, slots: Ints) -> list[pa.Array]:
         """As ``Accumulator.state``: nothing, the items are all."""

@@ -19,7 +19,7 @@ from millstream.engine.codes import (
     validity,
 )
 from millstream.operators import aggregate_kernels as kernels
-from millstream.operators.accumulators import Accumulator
+from millstream.operators.accumulators import NO_TIMES, Accumulator
 from millstream.operators.cells import ByteCells, cells_for, resized
 
 
@@ -62,6 +62,10 @@ class _Picks(Accumulator):
         self._values.put(touched, values.take(rows))
         self._put(touched, by.take(rows))
         self._best_row[touched] = -1
+
+    def merge(self, slots: Ints, columns: Sequence[pa.Array]) -> None:
+        """As ``Accumulator.merge``: the row that was picked is as good as the rows it was picked from."""
+        self.update(slots, columns, NO_TIMES)
 
     def result(self, slots: Ints) -> pa.Array:
         """As ``Accumulator.result``; the value's type."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 import numpy as np
-from millstream.engine.jit import kernel
+from millstream.engine.jit import inlined, kernel
 
 REGISTER_BITS: Final = 12
 REGISTERS: Final = 1 << REGISTER_BITS
@@ -186,6 +186,59 @@ def read_registers(  # noqa: PLR0913, PLR0917  kernels know no objects
     return count
 
 
+@inlined
+def _raise_one(few: Any, sizes: Any, slot: int, register: Any, rank: Any) -> None:
+    """Raise a register of a slot without a page; there must be room for one more."""
+    at = 0
+    while at < sizes[slot] and few[slot, at] >> 6 != register:
+        at += 1
+    if at == sizes[slot]:
+        sizes[slot] += 1
+        few[slot, at] = register << 6 | rank
+    elif rank > few[slot, at] & 63:
+        few[slot, at] = register << 6 | rank
+
+
+@inlined
+def _to_page(few: Any, sizes: Any, pages: Any, slot: int, page: int) -> None:
+    """Write the registers of a slot to a page of its own."""
+    pages[page] = 0
+    for at in range(sizes[slot]):
+        pages[page, few[slot, at] >> 6] = few[slot, at] & 63
+
+
+@kernel
+def merge_registers(  # noqa: PLR0913, PLR0917  kernels know no objects
+    slots: Any, offsets: Any, data: Any, row: int, few: Any, sizes: Any, page_of: Any, pages: Any, count: int
+) -> Any:
+    """Raise registers to what ``write_registers`` wrote of other slots; the answer is as in ``add_hashes``."""
+    while row < slots.shape[0]:
+        slot = slots[row]
+        start = offsets[row]
+        size = offsets[row + 1] - start
+        entries = 0 if size == REGISTERS else size // 4
+        if page_of[slot] < 0 and (size == REGISTERS or sizes[slot] + entries > FEW):
+            if count == pages.shape[0]:
+                return row, count
+            _to_page(few, sizes, pages, slot, count)
+            page_of[slot] = count
+            count += 1
+        page = page_of[slot]
+        if size == REGISTERS:
+            for register in range(REGISTERS):
+                pages[page, register] = max(pages[page, register], data[start + register])
+        for number in range(entries):
+            entry = np.int64(0)
+            for byte in range(4):
+                entry |= np.int64(data[start + 4 * number + byte]) << (8 * byte)
+            if page >= 0:
+                pages[page, entry >> 6] = max(pages[page, entry >> 6], entry & 63)
+            else:
+                _raise_one(few, sizes, slot, entry >> 6, entry & 63)
+        row += 1
+    return row, count
+
+
 @kernel
 def fill_buckets(ids: Any, codes: Any, counts: Any, lows: Any, highs: Any) -> None:
     """Add values (codes that order as they do) to the buckets with these ids."""
@@ -197,6 +250,20 @@ def fill_buckets(ids: Any, codes: Any, counts: Any, lows: Any, highs: Any) -> No
         if counts[bucket] == 0 or code > highs[bucket]:
             highs[bucket] = code
         counts[bucket] += 1
+
+
+@kernel
+def merge_buckets(
+    ids: Any, other_counts: Any, other_lows: Any, other_highs: Any, counts: Any, lows: Any, highs: Any
+) -> None:
+    """Add what ``fill_buckets`` made of other values to the buckets with these ids."""
+    for row in range(ids.shape[0]):
+        bucket = ids[row]
+        if counts[bucket] == 0 or other_lows[row] < lows[bucket]:
+            lows[bucket] = other_lows[row]
+        if counts[bucket] == 0 or other_highs[row] > highs[bucket]:
+            highs[bucket] = other_highs[row]
+        counts[bucket] += other_counts[row]
 
 
 @kernel

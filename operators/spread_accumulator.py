@@ -42,6 +42,12 @@ class SpreadAccumulator(NumberAccumulator):
         (values,) = arguments
         kernels.add_spread(slots, *_double_double(values), validity(values), *self.numbers)
 
+    def merge(self, slots: Ints, columns: Sequence[pa.Array]) -> None:
+        """As ``Accumulator.merge``."""
+        *floats, counts = map(fixed_codes, columns)
+        others = [*(column.view(np.float64) for column in floats), counts]
+        kernels.merge_spread(slots, *others, *self.numbers)
+
     def result(self, slots: Ints) -> pa.Array:
         """As ``Accumulator.result``; float64, null for ``ddof`` values or fewer."""
         _, sums, errors, squares, square_errors, counts = (column[slots] for column in self.numbers)

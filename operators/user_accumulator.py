@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 from millstream.engine.codes import Bools, Ints
 from millstream.engine.errors import MillstreamError, UserCodeError
+from millstream.operators import aggregate_kernels as kernels
 from millstream.operators.accumulators import Accumulator
 from millstream.operators.cells import cells_for, resized
 from millstream.operators.python import function_place, shown, shown_row, shown_schema
@@ -44,6 +45,21 @@ class UserAccumulator(Accumulator):
         if merge:
             made = self._call(merge, len(touched), [held, made], ())
         self._put(touched, made)
+
+    def merge(self, slots: Ints, columns: Sequence[pa.Array]) -> None:
+        """As ``Accumulator.merge``. Raises UserCodeError as ``update``."""
+        merge = self._functions.merge
+        assert merge is not None, "windows of panes refuse aggregates without merge="
+        rows, rounds = np.empty(len(slots), np.int64), np.empty(len(slots), np.int64)
+        kernels.number_rows(slots, len(slots), np.zeros(len(self._begun), np.int64), rows, rounds)
+        # A slot may be there many times, but the user's function joins one state to one.
+        for number in range(int(rounds.max(initial=-1)) + 1):
+            rows = np.flatnonzero(rounds == number)
+            later = {
+                name: column.take(pa.array(rows)) for name, column in zip(self._schema.names, columns, strict=True)
+            }
+            groups = slots[rows]
+            self._put(groups, self._call(merge, len(groups), [self._held(groups), later], ()))
 
     def result(self, slots: Ints) -> pa.Array:
         """As ``Accumulator.result``. Raises UserCodeError as ``update``."""

@@ -76,6 +76,11 @@ class UserAggregate(AggregateSpec):
         del schema
         return tuple(self.functions.init.schema)
 
+    @property
+    def can_merge(self) -> bool:
+        """As ``AggregateSpec.can_merge``: if the user said how."""
+        return self.functions.merge is not None
+
     def accumulator(self, schema: pa.Schema) -> Accumulator:
         """As ``AggregateSpec.accumulator``."""
         from millstream.operators.user_accumulator import UserAccumulator

@@ -17,7 +17,7 @@ from millstream.engine.time import show_duration
 from millstream.operators.aggregate_spec import AggregateSpec
 from millstream.operators.event_time import TIME_TYPE
 from millstream.operators.windowed import LATE, check_columns, check_time, distinct_names
-from millstream.operators.windows import TumblingWindow
+from millstream.operators.windows import OneWindow, PanedWindow, Window
 
 WINDOW_START: Final = "window_start"
 WINDOW_END: Final = "window_end"
@@ -35,7 +35,11 @@ class WindowAggregate(OperatorSpec):
     go to the port ``late`` as they are and are counted. At the end of a bounded stream every window fires.
 
     Output: the keys, ``window_start`` and ``window_end`` (timestamp[us]; the end is not part of the window), then
-    the aggregates; ordered by window, within a window in the order in which the keys first came.
+    the aggregates; ordered by window, within a window in the order in which the keys first came (where windows
+    share panes: to the earliest pane of theirs).
+
+    Where windows overlap, a row that is late for some of its windows counts in the others, and is late only if all
+    of them have fired.
 
     Attributes:
         keys: the columns that name a group; none means one group per window.
@@ -45,7 +49,7 @@ class WindowAggregate(OperatorSpec):
     """
 
     keys: tuple[str, ...]
-    window: TumblingWindow
+    window: Window
     aggregates: tuple[tuple[str, AggregateSpec], ...]
     time: Expr
     lateness: int = 0
@@ -53,6 +57,13 @@ class WindowAggregate(OperatorSpec):
     def __post_init__(self) -> None:
         if self.lateness < 0:
             raise JobError(f"a window's lateness cannot be negative, got {self.lateness} microseconds")
+        for name, aggregate in self.aggregates if isinstance(self.window, PanedWindow) else ():
+            if not aggregate.can_merge:
+                raise JobError(
+                    f"{name}={aggregate.function}(...) needs merge= in a window {self.window.describe()}: such a "
+                    "window is put together from panes. Give aggregate() a function merge=(state, later) -> state, or "
+                    "use ms.tumbling()"
+                )
 
     @property
     def kind(self) -> str:
@@ -105,16 +116,21 @@ class WindowAggregate(OperatorSpec):
     def state_tables(self, inputs: Sequence[pa.Schema]) -> tuple[StateTable, ...]:
         """One row per key and open window: keys, window_start, and what each aggregate keeps.
 
+        If windows share panes, a row per key and pane, with its start, and at last up to which end windows have fired.
+
         An aggregate that keeps items has a table for them, named after its column.
         """
         (schema,) = inputs
         group = [pa.field(key, plain_type(schema.field(key).type)) for key in self.keys]
-        group.append(pa.field(WINDOW_START, TIME_TYPE))
+        paned = isinstance(self.window, PanedWindow)
+        group.append(pa.field("pane_start" if paned else WINDOW_START, TIME_TYPE))
         kept = [
             pa.field(f"{name}_{field.name}", field.type)
             for name, aggregate in self.aggregates
             for field in aggregate.state_fields(schema)
         ]
+        if paned:
+            kept.append(pa.field("fired", TIME_TYPE))
         tables = [_table(STATE, group, kept, named_by=0)]
         items = [(name, fields) for name, aggregate in self.aggregates if (fields := aggregate.item_fields(schema))]
         names = distinct_names([re.sub("[^a-z]", "_", name.lower()) or "items" for name, _ in items], {STATE})
@@ -134,11 +150,14 @@ class WindowAggregate(OperatorSpec):
 
     def build(self, inputs: Sequence[pa.Schema]) -> Operator:
         """Make one running copy."""
-        from millstream.operators.window_aggregate_operator import (
-            WindowAggregateOperator,
-        )
+        if isinstance(self.window, PanedWindow):
+            from millstream.operators.pane_aggregate_operator import PaneAggregateOperator
 
-        return WindowAggregateOperator(self, inputs[0])
+            return PaneAggregateOperator(self, self.window, inputs[0])
+        from millstream.operators.window_aggregate_operator import OneWindowOperator
+
+        assert isinstance(self.window, OneWindow)
+        return OneWindowOperator(self, self.window, inputs[0])
 
 
 def _table(name: str, group: Sequence[pa.Field], kept: Sequence[pa.Field], named_by: int) -> StateTable:

@@ -21,16 +21,16 @@ from millstream.operators.windowed import MAX_ROWS, Gate, OpenWindows
 
 if TYPE_CHECKING:
     from millstream.operators.window_aggregate import WindowAggregate
+    from millstream.operators.windows import OneWindow
 
 _FIRST_CAPACITY: Final = 1_024
 
 
 class WindowAggregateOperator(Operator):
-    """Gives every (key, window) a slot; aggregates keep arrays by slot. A slot is dead once its window has fired."""
+    """Gives every (key, window or pane) a slot; aggregates keep arrays by slot. A slot is dead once that is closed."""
 
     def __init__(self, spec: WindowAggregate, schema: pa.Schema) -> None:
         self._keys = spec.keys
-        self._size = spec.window.size
         self._output = spec.output_schemas([schema])[MAIN]
         self._table, *item_tables = spec.state_tables([schema])
         self._gate = Gate(spec.window, spec.time, spec.lateness)
@@ -63,20 +63,12 @@ class WindowAggregateOperator(Operator):
         self._open.add(known, self._starts[known : len(self._index)])
         self._feed.update(batch, slots, admitted.times)
 
-    def on_watermark(self, time: int, out: Output) -> None:
-        """Fire every window that is due, in order."""
-        self._gate.advance(time)
-        due = self._open.close(self._gate.last_closed)
-        for first in range(0, len(due), MAX_ROWS):
-            slots = due[first : first + MAX_ROWS]
-            starts = self._starts[slots]
-            columns = [
-                *self._index.keys(slots)[:-1],
-                time_array(starts),
-                time_array(starts + self._size),
-                *(accumulator.result(slots) for accumulator in self._accumulators),
-            ]
-            out.emit(pa.record_batch(columns, schema=self._output))
+    def _emit(self, keys: list[pa.Array], starts: Ints, ends: Ints, values: list[pa.Array], out: Output) -> None:
+        columns = [*keys, time_array(starts), time_array(ends), *values]
+        out.emit(pa.record_batch(columns, schema=self._output))
+
+    def _bury(self, due: Ints) -> None:
+        """Forget slots that are not open any more."""
         if len(due):
             self._changes.bury(self._index.keys(self._changes.leaving(due)))
             for holder in self._holders.values():
@@ -92,6 +84,7 @@ class WindowAggregateOperator(Operator):
             columns = self._index.keys(slots)
             for accumulator in self._accumulators:
                 columns += accumulator.state(slots)
+            columns += self._more_state(slots)
             named = dict(zip(self._table.schema.names, columns, strict=True))
             deltas[self._table.name] = self._changes.delta(named, full_from)
         for name, holder in self._holders.items():
@@ -132,6 +125,11 @@ class WindowAggregateOperator(Operator):
         holder.take_back(slots, rows.columns[width:])
         holder.items.restored(full_from)
 
+    def _more_state(self, slots: Ints) -> list[pa.Array]:
+        """Return the columns of state that come after those of the aggregates."""
+        del slots
+        return []
+
     def _load(self, batch: pa.RecordBatch, slots: Ints) -> None:
         column = len(self._table.keys)
         for accumulator, width in zip(self._accumulators, self._widths, strict=True):
@@ -167,3 +165,26 @@ class WindowAggregateOperator(Operator):
         for accumulator in self._accumulators:
             accumulator.compact(kept)
         return moved
+
+
+class OneWindowOperator(WindowAggregateOperator):
+    """For windows that do not overlap: what a slot holds is a result.
+
+    Args:
+        window: the spec's.
+    """
+
+    def __init__(self, spec: WindowAggregate, window: OneWindow, schema: pa.Schema) -> None:
+        super().__init__(spec, schema)
+        self._window = window
+
+    def on_watermark(self, time: int, out: Output) -> None:
+        """Fire every window that is due, in order."""
+        self._gate.advance(time)
+        due = self._open.close(self._gate.last_closed)
+        for first in range(0, len(due), MAX_ROWS):
+            slots = due[first : first + MAX_ROWS]
+            starts = self._starts[slots]
+            values = [accumulator.result(slots) for accumulator in self._accumulators]
+            self._emit(self._index.keys(slots)[:-1], starts, self._window.ends(starts), values, out)
+        self._bury(due)

@@ -15,7 +15,7 @@ from millstream.engine.state import DELETED, StateTable
 from millstream.engine.time import show_duration
 from millstream.operators.event_time import TIME_TYPE
 from millstream.operators.windowed import LATE, check_columns, check_time, distinct_names
-from millstream.operators.windows import TumblingWindow
+from millstream.operators.windows import OneWindow
 
 STATE: Final = "top"
 """The name of the state table: one row per row that is on top now."""
@@ -41,7 +41,7 @@ class WindowTop(OperatorSpec):
     """
 
     keys: tuple[str, ...]
-    window: TumblingWindow
+    window: OneWindow
     by: tuple[tuple[Expr, bool], ...]
     n: int
     ties: bool

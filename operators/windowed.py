@@ -17,7 +17,7 @@ from millstream.engine.expression import Expr
 from millstream.engine.operator import Output
 from millstream.engine.time import START_OF_TIME
 from millstream.operators.event_time import check_time_type, event_times
-from millstream.operators.windows import TumblingWindow
+from millstream.operators.windows import Window
 
 LATE: Final = "late"
 """The port of rows that came too late, or have no event time."""
@@ -32,7 +32,7 @@ class Admitted:
 
     Attributes:
         times: event times, int64 microseconds, one per row.
-        starts: the starts of their windows, likewise.
+        starts: the starts of their windows or panes, likewise.
     """
 
     batch: pa.RecordBatch
@@ -48,10 +48,10 @@ class Gate:
         lateness: how long a window stays open after its end, microseconds.
     """
 
-    def __init__(self, window: TumblingWindow, time: Expr, lateness: int) -> None:
+    def __init__(self, window: Window, time: Expr, lateness: int) -> None:
         self._window = window
         self._time = time
-        self._stays_open = window.size + lateness
+        self._lateness = lateness
         self._watermark = START_OF_TIME
         self.late_rows = 0
         self.null_time_rows = 0
@@ -61,9 +61,14 @@ class Gate:
         self._watermark = max(self._watermark, time)
 
     @property
+    def passed(self) -> int:
+        """Windows that end here or earlier have had to fire."""
+        return max(self._watermark - self._lateness, START_OF_TIME)
+
+    @property
     def last_closed(self) -> int:
-        """Windows that start here or earlier are closed."""
-        return max(self._watermark - self._stays_open, START_OF_TIME)
+        """Windows (or panes) that start here or earlier are closed."""
+        return max(self._window.last_closed(self.passed), START_OF_TIME)
 
     def admit(self, batch: pa.RecordBatch, out: Output) -> Admitted | None:
         """Return the rows that are on time (None if there are none) and emit the others to the port ``late``."""
@@ -96,7 +101,7 @@ class Gate:
 
 
 class OpenWindows:
-    """The slots of each window that has not fired, in the order in which they came."""
+    """The slots of each window (or pane) that is not closed, in the order in which they came."""
 
     def __init__(self) -> None:
         self._slots: dict[int, list[Ints]] = {}
@@ -111,6 +116,14 @@ class OpenWindows:
         edges = np.flatnonzero(np.diff(starts[order])) + 1
         for slots in np.split(order, edges):
             self._slots.setdefault(int(starts[slots[0]]), []).append(slots + first)
+
+    def starts(self) -> list[int]:
+        """Return the starts of all of them, in order."""
+        return sorted(self._slots)
+
+    def of(self, start: int) -> Ints:
+        """Return the slots of one."""
+        return np.concatenate(self._slots[start])
 
     def close(self, last_closed: int) -> Ints:
         """Take out the windows that start at ``last_closed`` or earlier; return their slots, window by window."""

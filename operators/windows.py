@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,12 +11,14 @@ import numpy.typing as npt
 from millstream.engine.errors import DataError, JobError
 from millstream.engine.time import END_OF_TIME, START_OF_TIME, Duration, micros, show_duration
 
+Ints = npt.NDArray[np.int64]
+
 
 class Window(ABC):
     """How event time is cut into windows. Immutable; equal windows have equal ``identity()``.
 
-    A kind of window adds the methods its operators need: what a row's time alone decides (``TumblingWindow``) and
-    what its neighbours decide has too little in common for one method here.
+    Every row belongs to one piece of time, named by its start: a window (``OneWindow``), or a pane that several
+    windows share (``PanedWindow``).
     """
 
     @abstractmethod
@@ -26,9 +29,51 @@ class Window(ABC):
     def describe(self) -> str:
         """A few words for the plan."""
 
+    @abstractmethod
+    def assign(self, times: Ints) -> Ints:
+        """Return the start of each row's piece of time.
+
+        Args:
+            times: event times, int64 microseconds, shape (n,).
+
+        Returns:
+            int64 microseconds, shape (n,); also right for times before 1970.
+
+        Raises:
+            DataError: a time is so far away that its windows cannot be told.
+        """
+
+    @abstractmethod
+    def last_closed(self, time: int) -> int:
+        """Pieces that start here or earlier are in no window that ends after ``time``."""
+
+
+class OneWindow(Window):
+    """Windows that touch and never overlap: each row is in exactly one."""
+
+    @abstractmethod
+    def ends(self, starts: Ints) -> Ints:
+        """Return the ends of the windows with these starts; an end is not part of its window."""
+
+
+class PanedWindow(Window):
+    """Windows that overlap: made of panes, which touch and do not. No two windows have the same end."""
+
+    @abstractmethod
+    def windows_of(self, pane: int, after: int, through: int) -> Iterable[int]:
+        """Return the ends of the windows that hold a pane and end later than ``after``, but not than ``through``."""
+
+    @abstractmethod
+    def start_of(self, end: int) -> int:
+        """Return where the window with this end starts."""
+
+    @abstractmethod
+    def last_end(self, time: int) -> int:
+        """Return the latest end of a window that is not later than ``time``."""
+
 
 @dataclass(frozen=True, slots=True)
-class TumblingWindow(Window):
+class TumblingWindow(OneWindow):
     """Windows ``[start, start + size)`` that touch and never overlap; each row is in exactly one.
 
     Attributes:
@@ -48,42 +93,58 @@ class TumblingWindow(Window):
         shift = f" from {show_duration(self.offset)}" if self.offset else ""
         return f"every {show_duration(self.size)}{shift}"
 
-    def assign(self, times: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """Return the start of each row's window.
-
-        Args:
-            times: event times, int64 microseconds, shape (n,).
-
-        Returns:
-            int64 microseconds, shape (n,); also right for times before 1970.
-
-        Raises:
-            DataError: a time is so close to the end of what int64 can say that its window is beyond it.
+    def assign(self, times: Ints) -> Ints:
+        """As ``Window.assign``.
 
         >>> TumblingWindow(10).assign(np.array([0, 9, 10, -1])).tolist()
         [0, 0, 10, -10]
         """
-        if len(times):
-            self._check_range(int(times.min()), int(times.max()))
-        # In place: fresh memory would cost as much as the arithmetic.
-        starts: npt.NDArray[np.int64] = (times - self.offset if self.offset else times) // self.size
-        starts *= self.size
-        if self.offset:
-            starts += self.offset
-        return starts
+        check_range(times, self.size + self.offset, self.size)
+        return floored(times, self.size, self.offset)
 
-    def _check_range(self, low: int, high: int) -> None:
-        margin = self.size + self.offset
-        for time in (low, high):
-            if not START_OF_TIME + margin <= time <= END_OF_TIME - margin:
-                raise DataError(
-                    f"event time {time} (microseconds since 1970) is too far away for windows of "
-                    f"{show_duration(self.size)}: the input holds a nonsensical time. "
-                    "Filter such rows out before the window"
-                )
+    def ends(self, starts: Ints) -> Ints:
+        """As ``OneWindow.ends``."""
+        return starts + self.size
+
+    def last_closed(self, time: int) -> int:
+        """As ``Window.last_closed``."""
+        return time - self.size
 
 
-def tumbling(size: Duration, offset: Duration = "0s") -> TumblingWindow:
+def floored(times: Ints, size: int, offset: int) -> Ints:
+    """Return the latest ``offset`` plus a multiple of ``size`` that is not later than each time."""
+    # In place: fresh memory would cost as much as the arithmetic.
+    starts: Ints = (times - offset if offset else times) // size
+    starts *= size
+    if offset:
+        starts += offset
+    return starts
+
+
+def check_range(times: Ints, margin: int, size: int) -> None:
+    """Raise DataError if a time is so close to the end of what int64 can say that its windows are beyond it."""
+    if not len(times):
+        return
+    for time in (int(times.min()), int(times.max())):
+        if not START_OF_TIME + margin <= time <= END_OF_TIME - margin:
+            raise DataError(
+                f"event time {time} (microseconds since 1970) is too far away for windows of "
+                f"{show_duration(size)}: the input holds a nonsensical time. "
+                "Filter such rows out before the window"
+            )
+
+
+def lengths(call: str, size: Duration, other: Duration = 0) -> tuple[int, int]:
+    """Return the size of a window and another duration as microseconds. Raises JobError if the size makes no sense."""
+    length = micros(size)
+    if length == 0:
+        raise JobError(f"{call}: a window needs a size, at least '1us'")
+    if length > END_OF_TIME // 4:
+        raise JobError(f"{call}: the window is longer than event time itself")
+    return length, micros(other)
+
+
+def tumbling(size: Duration, offset: Duration = "0s") -> OneWindow:
     """Cut event time into windows of one size that touch and never overlap.
 
     Args:
@@ -96,11 +157,7 @@ def tumbling(size: Duration, offset: Duration = "0s") -> TumblingWindow:
     >>> tumbling("10s").describe()
     'every 10s'
     """
-    length, shift = micros(size), micros(offset)
-    if length == 0:
-        raise JobError(f"tumbling({size!r}): a window needs a size, at least '1us'")
-    if length > END_OF_TIME // 4:
-        raise JobError(f"tumbling({size!r}): the window is longer than event time itself")
+    length, shift = lengths(f"tumbling({size!r})", size, offset)
     if shift >= length:
         raise JobError(f"tumbling({size!r}, offset={offset!r}): the offset must be smaller than the size")
     return TumblingWindow(length, shift)

@@ -1,0 +1,120 @@
+"""The running part of ``WindowAggregate`` over windows that share panes. Importing this module loads numba."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+from millstream.engine.codes import Bools, Ints, fixed_array
+from millstream.engine.key_index import KeyIndex
+from millstream.engine.operator import Output
+from millstream.engine.state import StateTable
+from millstream.engine.time import START_OF_TIME
+from millstream.operators.accumulators import Accumulator
+from millstream.operators.cells import resized
+from millstream.operators.event_time import TIME_TYPE, event_times
+from millstream.operators.items import ItemAccumulator
+from millstream.operators.window_aggregate_operator import WindowAggregateOperator
+from millstream.operators.windowed import MAX_ROWS
+
+if TYPE_CHECKING:
+    from millstream.operators.window_aggregate import WindowAggregate
+    from millstream.operators.windows import PanedWindow
+
+
+class PaneAggregateOperator(WindowAggregateOperator):
+    """A slot holds a pane of a key; a window that fires merges its panes, the earliest first, into a result.
+
+    After a restart the panes of a key must tell which of its windows have fired. The newest pane of each window
+    says so, since it outlives the others; and a pane says when it begins what has fired without it.
+
+    Args:
+        window: the spec's.
+    """
+
+    def __init__(self, spec: WindowAggregate, window: PanedWindow, schema: pa.Schema) -> None:
+        super().__init__(spec, schema)
+        self._window = window
+        self._aggregates = [aggregate for _, aggregate in spec.aggregates]
+        self._schema = schema
+        self._last_end = START_OF_TIME  # windows that end here or earlier have fired
+        self._fired: Ints = np.empty(0, np.int64)  # by slot: the key's windows up to this end have fired
+
+    def process(self, batch: pa.RecordBatch, out: Output) -> None:
+        """As ``Operator.process``."""
+        known = len(self._index)
+        super().process(batch, out)
+        self._fired[known : len(self._index)] = self._gate.passed
+
+    def on_watermark(self, time: int, out: Output) -> None:
+        """Fire every window that is due, in order; panes of no other window go."""
+        self._gate.advance(time)
+        last = self._window.last_end(self._gate.passed)
+        if last <= self._last_end:
+            return
+        panes = self._open.starts()
+        due = {end for pane in panes for end in self._window.windows_of(pane, self._last_end, last)}
+        for end in sorted(due):
+            start = self._window.start_of(end)
+            self._fire(start, end, panes[bisect_left(panes, start) : bisect_left(panes, end)], out)
+        self._last_end = last
+        self._bury(self._open.close(self._gate.last_closed))
+
+    def _fire(self, start: int, end: int, panes: list[int], out: Output) -> None:
+        slots = np.concatenate([self._open.of(pane) for pane in panes])
+        keys, groups = self._groups(slots)
+        fired = np.full(len(keys), START_OF_TIME)
+        np.maximum.at(fired, groups, self._fired[slots])
+        if bool((fired >= end).any()):
+            slots = slots[fired[groups] < end]
+            keys, groups = self._groups(slots)
+        if not len(slots):
+            return
+        made = [self._merged(number, slots, groups, len(keys)) for number in range(len(self._accumulators))]
+        for first in range(0, len(keys), MAX_ROWS):
+            rows = np.arange(first, min(first + MAX_ROWS, len(keys)))
+            values = [accumulator.result(rows) for accumulator in made]
+            self._emit(keys.keys(rows), np.full(len(rows), start), np.full(len(rows), end), values, out)
+        newest = np.empty(len(keys), np.int64)
+        newest[groups] = slots
+        self._fired[newest] = end
+        self._changes.changed[newest] = True
+
+    def _groups(self, slots: Ints) -> tuple[KeyIndex, Ints]:
+        """Number the keys of slots, in order; return them, and the number of each slot."""
+        keys = KeyIndex(self._index.types[:-1])
+        return keys, keys.slots(self._index.keys(slots)[:-1], len(slots))
+
+    def _merged(self, number: int, slots: Ints, groups: Ints, count: int) -> Accumulator:
+        """Merge what an aggregate keeps in some slots into groups 0..count-1."""
+        merged = self._aggregates[number].accumulator(self._schema)
+        if isinstance(merged, ItemAccumulator):
+            merged.bind(self._table_of(self._accumulators[number]))
+        merged.resize(count)
+        for first in range(0, len(slots), MAX_ROWS):
+            part = slice(first, first + MAX_ROWS)
+            merged.absorb(self._accumulators[number], slots[part], groups[part])
+        return merged
+
+    def _table_of(self, accumulator: Accumulator) -> StateTable:
+        (name,) = (name for name, holder in self._holders.items() if holder is accumulator)
+        return self._item_tables[name]
+
+    def _more_state(self, slots: Ints) -> list[pa.Array]:
+        fired = self._fired[slots]
+        return [fixed_array(fired, fired > START_OF_TIME, TIME_TYPE)]
+
+    def _load(self, batch: pa.RecordBatch, slots: Ints) -> None:
+        super()._load(batch, slots)
+        fired, valid = event_times(batch.column(len(self._table.schema) - 1))
+        self._fired[slots] = np.where(valid, fired, START_OF_TIME) if len(valid) else fired
+
+    def _resize(self, capacity: int) -> None:
+        super()._resize(capacity)
+        self._fired = resized(self._fired, capacity, fill=START_OF_TIME)
+
+    def _compact(self, alive: Bools) -> Ints:
+        self._fired = self._fired[np.flatnonzero(alive)]
+        return super()._compact(alive)
