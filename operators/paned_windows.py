@@ -114,8 +114,10 @@ class CumulatingWindow(PanedWindow):
         [8, 10]
         """
         start = pane - (pane - self.offset) % self.size
-        ends = [min(start + passed, start + self.size) for passed in range(self.step, self.size + self.step, self.step)]
-        return [end for end in ends if max(after, pane) < end <= through]
+        after, last = max(after, pane), start + self.size
+        first = start + ((after - start) // self.step + 1) * self.step
+        ends = range(first, min(through, last - 1) + 1, self.step)
+        return [*ends, last] if after < last <= through else ends
 
     def start_of(self, end: int) -> int:
         """As ``PanedWindow.start_of``."""

@@ -144,19 +144,27 @@ def lengths(call: str, size: Duration, other: Duration = 0) -> tuple[int, int]:
     return length, micros(other)
 
 
-def tumbling(size: Duration, offset: Duration = "0s") -> OneWindow:
+def tumbling(size: Duration, offset: Duration = "0s", *, zone: str | None = None) -> OneWindow:
     """Cut event time into windows of one size that touch and never overlap.
 
     Args:
         size: the length of a window, such as ``"10s"``; at least a microsecond.
         offset: moves every window's start; ``tumbling("1d", offset="22h")`` is a day that begins at 22:00 UTC.
 
+        zone: a time zone such as ``"Europe/Paris"``, for windows of whole days from midnight to midnight there: of 23
+            or 25 hours where clocks change. They are counted from 1970-01-01, a Thursday: ``tumbling("7d",
+            offset="4d", zone=...)`` is a week that begins on Monday.
+
     Raises:
-        JobError: size is zero, or the offset not smaller than the size.
+        JobError: size is zero, the offset not smaller than the size, or the zone unknown.
 
     >>> tumbling("10s").describe()
     'every 10s'
     """
+    if zone is not None:
+        from millstream.operators.calendar_window import calendar
+
+        return calendar(size, offset, zone)
     length, shift = lengths(f"tumbling({size!r})", size, offset)
     if shift >= length:
         raise JobError(f"tumbling({size!r}, offset={offset!r}): the offset must be smaller than the size")
