@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from millstream.operators.collecting import collect, count_distinct
     from millstream.operators.paned_windows import cumulating, sliding
     from millstream.operators.picks import arg_max, arg_min
+    from millstream.operators.session_window import session
     from millstream.operators.sketches import approx_count_distinct, median, quantile
     from millstream.operators.spread import stddev, variance
     from millstream.operators.user_aggregate import aggregate
@@ -73,6 +74,7 @@ _HOMES = {
     "millstream.operators.collecting": ("collect", "count_distinct"),
     "millstream.operators.paned_windows": ("cumulating", "sliding"),
     "millstream.operators.picks": ("arg_max", "arg_min"),
+    "millstream.operators.session_window": ("session",),
     "millstream.operators.sketches": ("approx_count_distinct", "median", "quantile"),
     "millstream.operators.spread": ("stddev", "variance"),
     "millstream.operators.user_aggregate": ("aggregate",),
@@ -126,6 +128,7 @@ __all__ = [
     "parquet",
     "print_sink",
     "quantile",
+    "session",
     "sliding",
     "stddev",
     "sum",

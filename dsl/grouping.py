@@ -32,7 +32,7 @@ class GroupedStream:
         """Cut event time into windows.
 
         Args:
-            window: ``ms.tumbling("1m")``, ``ms.sliding("1h", "5m")`` or ``ms.cumulating("1d", "1h")``.
+            window: ``ms.tumbling("1m")``, or one of ``sliding``, ``cumulating``, ``session``.
             lateness: how long after its end a window still takes rows. It fires only then, once, so that its
                 result is never taken back. Rows later still go to ``.late``.
 
@@ -132,10 +132,7 @@ class WindowedStream:
         if not isinstance(by, (str, Expr)):
             raise JobError(f"top({n}, by={by!r}): by is a column's name or an expression such as col('price') * 2")
         if not isinstance(self._window, OneWindow):
-            raise JobError(
-                f"top() works in windows that do not overlap, such as ms.tumbling('1m'), not in windows "
-                f"{self._window.describe()}"
-            )
+            raise JobError(f"top() works in windows of ms.tumbling() only, not in windows {self._window.describe()}")
         rank = ((col(by) if isinstance(by, str) else by, descending),)
         spec = WindowTop(self._keys, self._window, rank, n, ties, self._time, self._lateness)
         node = self._graph.operator(spec, [self._edge], name)

@@ -16,6 +16,7 @@ from millstream.engine.state import DELETED, StateTable
 from millstream.engine.time import show_duration
 from millstream.operators.aggregate_spec import AggregateSpec
 from millstream.operators.event_time import TIME_TYPE
+from millstream.operators.session_window import SessionWindow
 from millstream.operators.windowed import LATE, check_columns, check_time, distinct_names
 from millstream.operators.windows import OneWindow, PanedWindow, Window
 
@@ -57,11 +58,11 @@ class WindowAggregate(OperatorSpec):
     def __post_init__(self) -> None:
         if self.lateness < 0:
             raise JobError(f"a window's lateness cannot be negative, got {self.lateness} microseconds")
-        for name, aggregate in self.aggregates if isinstance(self.window, PanedWindow) else ():
+        for name, aggregate in self.aggregates if not isinstance(self.window, OneWindow) else ():
             if not aggregate.can_merge:
                 raise JobError(
-                    f"{name}={aggregate.function}(...) needs merge= in a window {self.window.describe()}: such a "
-                    "window is put together from panes. Give aggregate() a function merge=(state, later) -> state, or "
+                    f"{name}={aggregate.function}(...) needs merge= in windows {self.window.describe()}: these are "
+                    "put together from parts. Give aggregate() a function merge=(state, later) -> state, or "
                     "use ms.tumbling()"
                 )
 
@@ -117,25 +118,33 @@ class WindowAggregate(OperatorSpec):
         """One row per key and open window: keys, window_start, and what each aggregate keeps.
 
         If windows share panes, a row per key and pane, with its start, and at last up to which end windows have fired.
+        A session has a number instead of a start, and at last the times of its first and last row.
 
         An aggregate that keeps items has a table for them, named after its column.
         """
         (schema,) = inputs
         group = [pa.field(key, plain_type(schema.field(key).type)) for key in self.keys]
-        paned = isinstance(self.window, PanedWindow)
-        group.append(pa.field("pane_start" if paned else WINDOW_START, TIME_TYPE))
+        piece, more = self._piece()
+        group.append(piece)
         kept = [
             pa.field(f"{name}_{field.name}", field.type)
             for name, aggregate in self.aggregates
             for field in aggregate.state_fields(schema)
         ]
-        if paned:
-            kept.append(pa.field("fired", TIME_TYPE))
+        kept += more
         tables = [_table(STATE, group, kept, named_by=0)]
         items = [(name, fields) for name, aggregate in self.aggregates if (fields := aggregate.item_fields(schema))]
         names = distinct_names([re.sub("[^a-z]", "_", name.lower()) or "items" for name, _ in items], {STATE})
         tables += [_table(name, group, fields, named_by=1) for name, (_, fields) in zip(names, items, strict=True)]
         return tuple(tables)
+
+    def _piece(self) -> tuple[pa.Field, list[pa.Field]]:
+        """Return the column of state that names a piece of time of a key, and those that come last."""
+        if isinstance(self.window, PanedWindow):
+            return pa.field("pane_start", TIME_TYPE), [pa.field("fired", TIME_TYPE)]
+        if isinstance(self.window, SessionWindow):
+            return pa.field("session", pa.int64()), [pa.field(name, TIME_TYPE) for name in ("first", "last")]
+        return pa.field(WINDOW_START, TIME_TYPE), []
 
     def columns_needed(self, wanted: Mapping[str, frozenset[str]], inputs: Sequence[pa.Schema]) -> list[frozenset[str]]:
         """Keys, time, what the aggregates read, and what is wanted of late rows."""
@@ -154,6 +163,10 @@ class WindowAggregate(OperatorSpec):
             from millstream.operators.pane_aggregate_operator import PaneAggregateOperator
 
             return PaneAggregateOperator(self, self.window, inputs[0])
+        if isinstance(self.window, SessionWindow):
+            from millstream.operators.session_operator import SessionOperator
+
+            return SessionOperator(self, self.window, inputs[0])
         from millstream.operators.window_aggregate_operator import OneWindowOperator
 
         assert isinstance(self.window, OneWindow)

@@ -274,7 +274,7 @@ def test_an_aggregate_that_cannot_be_merged_is_refused_when_the_job_is_built() -
 
 def test_top_says_which_windows_it_takes() -> None:
     stream = ms.Job("j").read(ms.memory_source([rows(("a", 1))]), event_time="t")
-    with pytest.raises(JobError, match=r"top\(\) works in windows that do not overlap.*over 1h every 5m"):
+    with pytest.raises(JobError, match=r"top\(\) works in windows of ms\.tumbling\(\) only.*over 1h every 5m"):
         stream.window(ms.sliding("1h", "5m")).top(1, by="v")
 
 
