@@ -13,6 +13,7 @@ The tree answers two questions: whose fault is it, and does trying again make se
     │       └── StoreCorrupt  the store contradicts itself or its witness (never retried)
     ├── StoreLocked           another process runs this job (user; never retried)
     ├── JobFailed             the job gave up after its retries; the cause is chained
+    │   └── JobHangs          something in it does not come back; a new process may go on
     └── InternalError         a bug of Millstream's
 """
 
@@ -69,6 +70,10 @@ class StoreLocked(MillstreamError):
 
 class JobFailed(MillstreamError):
     """The job gave up; ``__cause__`` is the error that ended it."""
+
+
+class JobHangs(JobFailed):
+    """A function or a sink does not come back: only a new process can go on."""
 
 
 class InternalError(MillstreamError):

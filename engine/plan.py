@@ -125,7 +125,8 @@ def _state(graph: Graph, node: Node, parallelism: int) -> OperatorState:
             tables = node.body.state_tables(inputs)
         case Read():
             tables = ()
-    return OperatorState(node.id, node.name, node.kind, tables, parallelism)
+    meaning = node.body.identity() if isinstance(node.body, OperatorSpec) else ""
+    return OperatorState(node.id, node.name, node.kind, tables, parallelism, meaning)
 
 
 Wanted = dict[OperatorId, dict[str, frozenset[str]]]

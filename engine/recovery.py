@@ -86,6 +86,8 @@ def _table_differences(before: OperatorState, after: OperatorState) -> list[str]
             ]
             detail = "; ".join(dict.fromkeys(changes)) or "the columns stand in another order"
             reasons.append(f"{before.kind} {before.name!r}, state {name!r}: {detail}")
+    if not reasons and before.meaning != after.meaning:
+        reasons.append(f"{before.kind} {before.name!r}: {before.meaning} in the checkpoint, {after.meaning} in the job")
     return reasons
 
 

@@ -190,3 +190,30 @@ def test_an_older_store_is_refused_also_when_its_last_epoch_had_no_files(tmp_pat
 
 def numbers(start: int, stop: int) -> pa.RecordBatch:
     return pa.record_batch({"n": list(range(start, stop))})
+
+
+def test_a_named_window_that_has_become_another_is_refused(tmp_path: Path) -> None:
+    def run(size: str, aggregate: Any) -> None:
+        control = ms.Control()
+        job = ms.Job("j")
+        schema = pa.schema({"n": pa.int64(), "at": pa.timestamp("us")})
+
+        def rows(start: int, stop: int) -> pa.RecordBatch:
+            at = [START + dt.timedelta(seconds=n) for n in range(start, stop)]
+            return pa.record_batch({"n": list(range(start, stop)), "at": at}, schema=schema)
+
+        source = ms.generator(rows, schema=schema, rows=None, rate=1000)
+        windows = job.read(source, event_time="at").window(ms.tumbling(size))
+        windows.agg(total=aggregate, name="totals").write(ms.blackhole())
+
+        def stop(status: Any) -> None:
+            if status.checkpoints.committed:
+                control.stop()
+
+        job.run(tmp_path / "j.duckdb", every="10ms", control=control, on_status=stop)
+
+    run("2h", ms.sum("n"))
+    run("2h", ms.sum("n"))
+    for size, aggregate in (("10m", ms.sum("n")), ("2h", ms.sum(ms.col("n") * 2))):
+        with pytest.raises(ms.StateMismatch, match=r"'totals': .*7200000000.* in the checkpoint, .* in the job"):
+            run(size, aggregate)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import threading
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,12 @@ import millstream as ms
 import pyarrow as pa
 import pytest
 from millstream import col
+from millstream.cli.errors import HANGS, exit_code
 from millstream.engine import failpoints
+from millstream.engine.errors import JobHangs, MillstreamError
+from millstream.engine.runtime import scheduler
 from millstream.engine.source import ReadContext, Source, Split, SplitEnd, SplitReader
+from millstream.engine.store.server import ask
 from sample_jobs import START, expected, orders, result, revenue_job
 
 
@@ -164,3 +169,54 @@ def test_a_failed_generation_lets_go_of_its_readers(tmp_path: Path) -> None:
     assert sorted(row["n"] for row in out.rows()) == list(range(100))
     assert set(open_when_called) == {1}
     assert CountedReader.open == 0
+
+
+def test_a_long_query_does_not_keep_a_job_from_ending(tmp_path: Path) -> None:
+    store = tmp_path / "job.duckdb"
+    job = ms.Job("numbers")
+    schema = pa.schema({"n": pa.int64()})
+
+    def numbers(start: int, stop: int) -> pa.RecordBatch:
+        return pa.record_batch({"n": list(range(start, stop))})
+
+    job.read(ms.generator(numbers, schema=schema, rows=None, rate=100)).write(ms.blackhole())
+    control, refused = ms.Control(), []
+
+    def query() -> None:
+        try:
+            ask(store, "SELECT sum(a.range * b.range) FROM range(10000000) a, range(10000000) b")
+        except MillstreamError as error:
+            refused.append(str(error))
+
+    asker = threading.Thread(target=query)
+
+    def ask_then_stop(status: Any) -> None:
+        if not asker.ident:
+            asker.start()
+        elif asker.is_alive():
+            control.stop()
+
+    assert job.run(store, every="20ms", control=control, on_status=ask_then_stop).outcome == "stopped"
+    asker.join()
+    assert "nterrupt" in refused[0]
+
+
+def test_a_function_that_hangs_ends_the_job_and_not_only_its_generation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scheduler, "HANGS_AFTER", 0.1)
+    go_on = threading.Event()
+
+    def hang(row: dict[str, Any]) -> dict[str, Any]:
+        go_on.wait()
+        return row
+
+    job = ms.Job("numbers")
+    job.read(ms.memory_source([{"n": 1}])).map(hang, schema={"n": "int64"}).write(ms.blackhole())
+    with pytest.raises(
+        JobHangs, match=r"worker-0 did not stop within .*checkpoint 1 is not complete.*--supervise"
+    ) as end:
+        job.run(tmp_path / "job.duckdb", every="10ms", checkpoint_timeout="50ms")
+    go_on.set()
+    assert exit_code(end.value) == HANGS
+    assert exit_code(ms.DataError("bad")) == 1

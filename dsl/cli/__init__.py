@@ -40,10 +40,10 @@ class _Commands(click.Group):
         try:
             return super().invoke(ctx)
         except MillstreamError as error:
-            from millstream.cli.errors import tell
+            from millstream.cli.errors import exit_code, tell
 
             tell(error)
-            sys.exit(1)
+            sys.exit(exit_code(error))
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})

@@ -10,7 +10,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import click
-from millstream.engine.errors import InternalError, MillstreamError
+from millstream.engine.errors import InternalError, JobHangs, MillstreamError
+
+HANGS = 75
+"""The exit code of a job that hangs, which a supervisor starts again: "temporary failure" in sysexits.h."""
+
+
+def exit_code(error: BaseException) -> int:
+    """Return what a process that ends by an error exits with."""
+    return HANGS if isinstance(error, JobHangs) else 1
 
 
 def tell(error: MillstreamError) -> None:

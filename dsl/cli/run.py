@@ -154,6 +154,7 @@ def _stopped_by_signals(control: Control) -> Iterator[None]:
 @contextlib.contextmanager
 def _failures_as_json(job: str) -> Iterator[None]:
     """When nobody watches, a failure is a line of JSON like all else; on a terminal it is told as usual."""
+    from millstream.cli.errors import exit_code
     from millstream.cli.logs import configure_logging, log_failure
 
     if sys.stderr.isatty():
@@ -164,4 +165,4 @@ def _failures_as_json(job: str) -> Iterator[None]:
         yield
     except Exception as error:
         log_failure(error)
-        sys.exit(1)
+        sys.exit(exit_code(error))

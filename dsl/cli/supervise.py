@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from types import FrameType
 
 import structlog
+from millstream.cli.errors import HANGS
 from millstream.cli.logs import configure_logging
 from millstream.engine.runtime.run import Control
 
@@ -23,9 +24,9 @@ LONGEST_PAUSE = 30.0
 
 
 def supervise(job: str, arguments: Sequence[str], restarts: int) -> int:
-    """Run ``millstream`` with these arguments; start it again each time a signal kills it.
+    """Run ``millstream`` with these arguments; start it again each time a signal kills it, or something in it hangs.
 
-    A child that leaves by itself, well or not, is not started again: its own restarts have been tried.
+    Any other child that leaves by itself is not started again: its own restarts have been tried.
 
     Returns:
         The exit code of the last child; 128 + the signal's number if it was killed and not started again.
@@ -40,17 +41,18 @@ def supervise(job: str, arguments: Sequence[str], restarts: int) -> int:
         code = family.run([sys.executable, "-m", "millstream", *arguments])
         if time.monotonic() - started >= HEALTHY_SECONDS:
             in_a_row = 0
-        if code >= 0 or family.control.stop_requested:
-            return code if code >= 0 else 128 - code
-        killed_by = signal.Signals(-code).name
+        last = code if code >= 0 else 128 - code
+        if (code >= 0 and code != HANGS) or family.control.stop_requested:
+            return last
+        ended_by = "hang" if code == HANGS else signal.Signals(-code).name
         if in_a_row >= restarts:
-            log.error("killed too often", signal=killed_by, restarts=in_a_row)
-            return 128 - code
+            log.error("killed too often", signal=ended_by, restarts=in_a_row)
+            return last
         pause = min(FIRST_PAUSE * 2**in_a_row, LONGEST_PAUSE)
-        log.warning("job was killed, starting it again", signal=killed_by, after_seconds=pause)
+        log.warning("job was killed, starting it again", signal=ended_by, after_seconds=pause)
         family.control.sleep(pause)
         if family.control.stop_requested:
-            return 128 - code
+            return last
         in_a_row += 1
 
 

@@ -181,7 +181,7 @@ class _Run:
         with ExitStack() as held:
             store = CheckpointStore.open(path)
             held.callback(store.close)
-            held.callback(QueryServer(path, store.query).close)
+            held.callback(QueryServer(path, store.query, store.interrupt_queries).close)
             return self._restarting(store)
 
     def _restarting(self, store: CheckpointStore) -> JobResult:

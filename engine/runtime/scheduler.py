@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from millstream.engine.element import BarrierKind
-from millstream.engine.errors import JobFailed
+from millstream.engine.errors import JobHangs
 from millstream.engine.runtime.build import Running
 from millstream.engine.runtime.coordinator import Coordinator, Phase
 from millstream.engine.runtime.subtask import Progress, Subtask
@@ -145,7 +145,7 @@ class ThreadedScheduler:
         if stuck:
             # Not restarted in this process: what hangs may come back to life beside its successor.
             why = f" {reason};" if reason else ""
-            raise JobFailed(
+            raise JobHangs(
                 f"{', '.join(stuck)} did not stop within {HANGS_AFTER} s:{why} a function or sink hangs, so the job "
                 "cannot restart in this process; start it again, or run it with --supervise"
             ) from reason

@@ -37,6 +37,7 @@ _OPERATORS: Final = pa.schema(
         "key_columns": pa.string(),
         "route_by": pa.string(),
         "arrow_schema": pa.binary(),
+        "meaning": pa.string(),
     }
 )
 

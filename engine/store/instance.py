@@ -87,10 +87,19 @@ class Instance:
         with self._lock:
             self._close_all()
 
-    def _close_all(self) -> None:
+    def interrupt(self) -> None:
+        """End whatever the cursors are at, with an error."""
+        with self._lock:
+            self._interrupt_all()
+
+    def _interrupt_all(self) -> None:
         for cursor in list(self._cursors):
             with contextlib.suppress(duckdb.Error):  # it may have been closed already
                 cursor.interrupt()
+
+    def _close_all(self) -> None:
+        self._interrupt_all()
+        for cursor in list(self._cursors):
             cursor.close()
         self._cursors.clear()
         self._cursor_maker.close()

@@ -23,7 +23,8 @@ _COLUMNS: Final = {
     "job": "format INTEGER, job_id VARCHAR, created_at TIMESTAMP",
     "generations": "generation BIGINT, started_at TIMESTAMP",
     "operators": """generation BIGINT, operator VARCHAR, name VARCHAR, kind VARCHAR, parallelism INTEGER,
-        state_table VARCHAR, state_kind VARCHAR, key_columns VARCHAR, route_by VARCHAR, arrow_schema BLOB""",
+        state_table VARCHAR, state_kind VARCHAR, key_columns VARCHAR, route_by VARCHAR, arrow_schema BLOB,
+        meaning VARCHAR""",
     "manifest": """epoch BIGINT, generation BIGINT, kind VARCHAR, committed_at TIMESTAMP, rows BIGINT,
         full_from VARCHAR, body BLOB, checksum VARCHAR""",
     "positions": """epoch BIGINT, source VARCHAR, split VARCHAR, info BLOB, position BLOB, max_time BIGINT,
@@ -166,9 +167,9 @@ def operator_rows(generation: int, operators: Sequence[OperatorState]) -> list[l
         for table in operator.tables:
             keys, route = json.dumps(table.keys), json.dumps(table.route_by)
             schema = table.schema.serialize().to_pybytes()
-            rows.append([*head, table.name, table.kind.value, keys, route, schema])
+            rows.append([*head, table.name, table.kind.value, keys, route, schema, operator.meaning])
         if not operator.tables:
-            rows.append([*head, None, None, None, None, None])
+            rows.append([*head, None, None, None, None, None, operator.meaning])
     return rows
 
 
@@ -182,7 +183,7 @@ def operators_from_rows(rows: Iterable[Mapping[str, Any]]) -> dict[int, dict[str
         if row["state_table"] is not None:
             tables = (*tables, _state_table(row))
         operators[row["operator"]] = OperatorState(
-            row["operator"], row["name"], row["kind"], tables, row["parallelism"]
+            row["operator"], row["name"], row["kind"], tables, row["parallelism"], row["meaning"]
         )
     return generations
 

@@ -38,11 +38,13 @@ class QueryServer:
     Args:
         store: the store's path; only its name is used.
         query: answers one SELECT from any thread, as ``CheckpointStore.query`` does.
+        interrupt: ends a query that is running, with an error.
     """
 
-    def __init__(self, store: Path, query: Callable[[str], pa.Table]) -> None:
+    def __init__(self, store: Path, query: Callable[[str], pa.Table], interrupt: Callable[[], None]) -> None:
         self._path = socket_path(store)
         self._query = query
+        self._interrupt = interrupt
         self._socket = _listen(self._path)
         self._thread = threading.Thread(target=self._serve, name="millstream-queries", daemon=True)
         self._thread.start()
@@ -52,7 +54,11 @@ class QueryServer:
         # Closing a socket does not wake a thread that waits in accept; shutting it down does.
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
-        self._thread.join()
+        self._thread.join(timeout=1.0)
+        if self._thread.is_alive():
+            # A long query must not keep a job from ending, and its store locked.
+            self._interrupt()
+            self._thread.join(timeout=5.0)
         self._socket.close()
         self._path.unlink(missing_ok=True)
 

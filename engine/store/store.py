@@ -270,6 +270,10 @@ class CheckpointStore:
         finally:
             cursor.close()
 
+    def interrupt_queries(self) -> None:
+        """End the queries that are running, with an error; may be called from any thread."""
+        self._instance.interrupt()
+
     def close(self) -> None:
         """Fold the log, close the file, let go of the lock."""
         if not self._dead and self._log_bytes():

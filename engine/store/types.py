@@ -21,6 +21,8 @@ class OperatorState:
         kind: its kind, for messages.
         parallelism: how many subtasks it has in this generation: a restored table is read from where the slowest
             of them says.
+        meaning: what an operator with state does, as text: the state of another meaning is refused. It matters where
+            the user has given a name; other operators are found by all they do.
     """
 
     id: str
@@ -28,6 +30,7 @@ class OperatorState:
     kind: str
     tables: tuple[StateTable, ...]
     parallelism: int = 1
+    meaning: str = ""
 
 
 @dataclass(frozen=True, slots=True)
