@@ -47,6 +47,7 @@ class SlidingWindow(PanedWindow):
     def assign(self, times: Ints) -> Ints:
         """As ``Window.assign``.
 
+        >>> import numpy as np
         >>> SlidingWindow(10, 4).assign(np.array([0, 1, 9, -1])).tolist()
         [0, 0, 8, -2]
         """
@@ -100,6 +101,7 @@ class CumulatingWindow(PanedWindow):
     def assign(self, times: Ints) -> Ints:
         """As ``Window.assign``.
 
+        >>> import numpy as np
         >>> CumulatingWindow(10, 4).assign(np.array([0, 5, 9, -1])).tolist()
         [0, 4, 8, -2]
         """
