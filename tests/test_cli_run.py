@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import threading
 from datetime import datetime
 
 import millstream as ms
@@ -140,8 +141,12 @@ def test_a_second_signal_ends_a_job_that_hangs(folder):
 
 def test_a_stop_ends_the_pause_before_a_restart():
     control = ms.Control()
+    pause = threading.Thread(target=control.sleep, args=(1e9,), daemon=True)
+    pause.start()
+    assert pause.is_alive()
     control.stop()
-    control.sleep(1e9)
+    pause.join(timeout=60)
+    assert not pause.is_alive()
 
 
 def test_a_supervised_job_that_is_killed_goes_on_where_it_was(folder):
