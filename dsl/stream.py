@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
 import pyarrow as pa
+from millstream.engine.changelog import WEIGHT, is_changelog, unweighted
 from millstream.engine.errors import JobError, SchemaError
-from millstream.engine.expression import Expr, col
+from millstream.engine.expression import Expr, col, lit
 from millstream.engine.expression_tree import Alias, as_expr
 from millstream.engine.graph import Edge, Graph, Write, check_columns
 from millstream.engine.operator import MAIN, OperatorSpec
@@ -34,7 +35,12 @@ class Stream:
     @property
     def schema(self) -> pa.Schema:
         """The columns."""
-        return self._graph.schema(self._edge)
+        return unweighted(self._graph.schema(self._edge))
+
+    @property
+    def is_changelog(self) -> bool:
+        """Whether rows may be taken back; ``changes()`` and ``final()`` make an ordinary stream of it."""
+        return is_changelog(self._graph.schema(self._edge))
 
     @property
     def columns(self) -> list[str]:
@@ -159,7 +165,10 @@ class Stream:
                 raise JobError(f"union() takes streams, got {other!r}")
             if other._graph is not self._graph:
                 raise JobError("union() of streams of two jobs: a stream belongs to the job whose read() began it")
-        edges = [self._edge, *(other._edge for other in others)]
+        streams = [self, *others]
+        if any(stream.is_changelog for stream in streams):
+            streams = [stream._as_changelog() for stream in streams]
+        edges = [stream._edge for stream in streams]
         node = self._graph.operator(Union(len(edges)), edges)
         same_time = all(str(other._time) == str(self._time) for other in others)
         return Stream(self._graph, Edge(node.id), self._time if same_time else None)
@@ -187,6 +196,34 @@ class Stream:
             taken = true if taken is None else taken | true
         assert taken is not None
         return (*parts, self.filter(~taken))
+
+    # -- changelogs --------------------------------------------------------------------------------------------
+
+    def changes(self, weight: str = "weight") -> Stream:
+        """Make an ordinary stream of a changelog: every change is a row of its own, and a last column says which.
+
+        Args:
+            weight: the name of that column, int64: 1 for a row that comes, -1 for one that is taken back (n or -n for
+                n equal ones). A row holds as often as its weights sum to.
+
+        Raises:
+            JobError: the stream is no changelog.
+            SchemaError: it has a column of that name.
+        """
+        if not self.is_changelog:
+            raise JobError("changes() is for changelogs; no row of this stream is ever taken back: leave changes() out")
+        if weight in self.columns:
+            raise SchemaError(
+                f"changes(): there is a column {weight!r} already; name the other one, as in changes(weight='change')"
+            )
+        exprs = [*((name, col(name)) for name in self.columns), (weight, col(WEIGHT))]
+        return self._then(Project(tuple(exprs)), self._time)
+
+    def _as_changelog(self) -> Stream:
+        if self.is_changelog:
+            return self
+        exprs = [*((name, col(name)) for name in self.columns), (WEIGHT, lit(1))]
+        return self._then(Project(tuple(exprs)), self._time)
 
     # -- duplicates --------------------------------------------------------------------------------------------
 
@@ -287,8 +324,9 @@ class Stream:
         return stream
 
     def _project(self, exprs: list[tuple[str, Expr]], where: str) -> Stream:
+        weight = [(WEIGHT, col(WEIGHT))] if self.is_changelog else []
         try:
-            return self._then(Project(tuple(exprs)), self._renamed_time(exprs))
+            return self._then(Project((*exprs, *weight)), self._renamed_time(exprs))
         except SchemaError as error:
             raise SchemaError(f"{where}(): {error}") from None
 

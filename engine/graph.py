@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import NewType, TypeAlias
 
 import pyarrow as pa
+from millstream.engine.changelog import WEIGHT, is_changelog
 from millstream.engine.errors import JobError, SchemaError
 from millstream.engine.operator import MAIN, OperatorSpec
 from millstream.engine.sink import Sink
@@ -16,6 +17,12 @@ from millstream.engine.source import Source
 
 OperatorId = NewType("OperatorId", str)
 """Names a source, operator or sink for ever: derived from its content, so unrelated changes keep it."""
+
+
+_NO_CHANGELOG = (
+    "does not take a changelog, a stream whose rows may be taken back: put .changes() before it to see every change "
+    "as a row of its own, with a column 'weight' (1: comes, -1: is taken back)"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +116,8 @@ class Graph:
 
     def operator(self, spec: OperatorSpec, inputs: Sequence[Edge], name: str | None = None) -> Node:
         """Add an operator; raises SchemaError when it does not fit its inputs."""
+        if not spec.takes_changelog and any(is_changelog(self.schema(edge)) for edge in inputs):
+            raise JobError(f"{name or spec.kind} {_NO_CHANGELOG}")
         schemas = spec.output_schemas([self.schema(edge) for edge in inputs])
         return self._add(spec, name or spec.kind, tuple(inputs), schemas, explicit=name)
 
@@ -121,6 +130,8 @@ class Graph:
                     f"two sinks are called {sink.name!r}: their effects could not be told apart after a restart. "
                     f"Give one of them another name, as in ms.memory_sink('other') or ms.parquet(..., name='other')"
                 )
+        if not sink.takes_changelog and is_changelog(self.schema(source)):
+            raise JobError(f"sink {sink.name!r} {_NO_CHANGELOG}")
         sink.check(self.schema(source))
         return self._add(body, sink.name, (source,), {}, explicit=None)
 
@@ -168,6 +179,8 @@ class Graph:
 def _check_schema(schema: pa.Schema, where: str) -> None:
     """Raise SchemaError unless rows of the schema can flow: distinct names, and types that Arrow can filter."""
     for index, column in enumerate(schema):
+        if column.name == WEIGHT and index < len(schema) - 1:
+            raise SchemaError(f"{where}: no column but the weight of a changelog may be called {WEIGHT!r}: rename it")
         if column.name in schema.names[:index]:
             raise SchemaError(f"{where}: two columns are called {column.name!r}; rename one of them first")
         try:

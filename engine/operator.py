@@ -77,6 +77,9 @@ class Operator(ABC):
     def on_watermark(self, time: int, out: Output) -> None:
         """Event time has reached ``time`` (microseconds); the engine passes the watermark on afterwards."""
 
+    def on_barrier(self, out: Output) -> None:
+        """A barrier has come: emit what should not wait for the next epoch; ``snapshot`` follows at once."""
+
     def snapshot(self, epoch: int) -> Mapping[str, StateDelta]:
         """Return the deltas since the last call, by state table; tables that did not change may be left out."""
         del epoch
@@ -144,6 +147,11 @@ class OperatorSpec(ABC):
         """Return a spec that makes no more than the ``wanted`` columns (or itself: also right)."""
         del wanted
         return self
+
+    @property
+    def takes_changelog(self) -> bool:
+        """Whether the operator understands weights (see ``millstream.engine.changelog``); if not, it never sees any."""
+        return False
 
     @property
     def uses_event_time(self) -> bool:

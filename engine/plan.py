@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import pyarrow as pa
+from millstream.engine.changelog import WEIGHT
 from millstream.engine.errors import JobError
 from millstream.engine.expression import Expr, col
 from millstream.engine.graph import Edge, Graph, Node, OperatorId, Read, Write
@@ -159,7 +160,8 @@ def _wanted_columns(graph: Graph) -> Wanted:
             ports = wanted[edge.node]
             # A batch without any column has no rows either: one column always travels.
             schema = graph.schema(edge)
-            ports[edge.port] |= columns or frozenset([_narrowest(schema)])
+            # And so does the weight of a changelog: without it a row that is taken back is one more row.
+            ports[edge.port] |= (columns or frozenset([_narrowest(schema)])) | (frozenset([WEIGHT]) & {*schema.names})
     return wanted
 
 

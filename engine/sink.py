@@ -119,6 +119,11 @@ class Sink(ABC):
     def kind(self) -> SinkKind:
         """How it has its effect once."""
 
+    @property
+    def takes_changelog(self) -> bool:
+        """Whether it takes rows back: what it is then handed has a last column ``WEIGHT`` of +1 and -1."""
+        return False
+
     def check(self, schema: pa.Schema) -> None:
         """Raise SchemaError when rows of this schema cannot be written. Called when the job is built."""
 

@@ -55,6 +55,11 @@ class Project(OperatorSpec):
             )
         return {MAIN: pa.schema([_field(name, expr, inputs[0]) for name, expr in self.exprs])}
 
+    @property
+    def takes_changelog(self) -> bool:
+        """The weight is a column like any other here."""
+        return True
+
     def build(self, inputs: Sequence[pa.Schema]) -> Operator:
         """Make one running copy."""
         return _ProjectOperator([expr for _, expr in self.exprs], self.output_schemas(inputs)[MAIN])
@@ -143,6 +148,11 @@ class Filter(OperatorSpec):
         if keep is None:
             return {MAIN: inputs[0]}
         return {MAIN: pa.schema([field for field in inputs[0] if field.name in keep], inputs[0].metadata)}
+
+    @property
+    def takes_changelog(self) -> bool:
+        """The weight is a column like any other here."""
+        return True
 
     def build(self, inputs: Sequence[pa.Schema]) -> Operator:
         """Make one running copy."""

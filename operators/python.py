@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Final
 
 import pyarrow as pa
+from millstream.engine.changelog import is_changelog, unweighted, weighted, weights_of
+from millstream.engine.codes import Ints
 from millstream.engine.errors import DataError, JobError, MillstreamError, SchemaError, UserCodeError
 from millstream.engine.expression_types import data_type, shown_scalar
 from millstream.engine.operator import MAIN, Operator, OperatorSpec, Output
@@ -199,9 +201,13 @@ class _RowFunctionSpec(_FunctionSpec):
         super().__init__(fn, schema)
 
     def output_schemas(self, inputs: Sequence[pa.Schema]) -> Mapping[str, pa.Schema]:
-        """Return the schema as promised."""
-        del inputs
-        return {MAIN: self.schema}
+        """Return the schema as promised, with a weight if the input has one."""
+        return {MAIN: weighted(self.schema) if is_changelog(inputs[0]) else self.schema}
+
+    @property
+    def takes_changelog(self) -> bool:
+        """What is made of a row that is taken back is taken back too."""
+        return True
 
 
 class Map(_RowFunctionSpec):
@@ -256,6 +262,8 @@ class _RowOperator(Operator):
         self._names = frozenset(schema.names)
 
     def process(self, batch: pa.RecordBatch, out: Output) -> None:
+        weights = weights_of(batch) if is_changelog(batch.schema) else None
+        batch = batch.select(unweighted(batch.schema).names)
         results: list[Any] = []
         origins: list[int] = []
         index = -1
@@ -266,7 +274,7 @@ class _RowOperator(Operator):
                     results.append(result)
                     origins.append(index)
                 if len(results) >= _MOST_ROWS:
-                    out.emit(self._batch(results, origins, batch))
+                    out.emit(self._weighted(self._batch(results, origins, batch), origins, weights))
                     results, origins = [], []
         except MillstreamError:
             raise
@@ -275,7 +283,12 @@ class _RowOperator(Operator):
         except Exception as error:
             raise self._blamed(f"raised {type(error).__name__}: {error}", batch, index) from error
         if results:
-            out.emit(self._batch(results, origins, batch))
+            out.emit(self._weighted(self._batch(results, origins, batch), origins, weights))
+
+    def _weighted(self, made: pa.RecordBatch, origins: list[int], weights: Ints | None) -> pa.RecordBatch:
+        if weights is None:
+            return made
+        return pa.RecordBatch.from_arrays([*made.columns, pa.array(weights[origins])], schema=weighted(self._schema))
 
     @abstractmethod
     def _results(self, row: dict[str, Any]) -> Iterable[Any]:

@@ -54,6 +54,11 @@ class Union(OperatorSpec):
         ]
         return {MAIN: pa.schema(fields, first.metadata)}
 
+    @property
+    def takes_changelog(self) -> bool:
+        """The weight is a column like any other here."""
+        return True
+
     def build(self, inputs: Sequence[pa.Schema]) -> Operator:
         """Make one running copy."""
         return _UnionOperator(self.output_schemas(inputs)[MAIN])

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import pyarrow as pa
+from millstream.engine.changelog import WEIGHT, unweighted
 from millstream.engine.element import Watermark
 from millstream.engine.hashing import exchange_hash, partition
 from millstream.engine.operator import MAIN, ExchangeKind, Operator, OperatorContext, OperatorSpec
 from millstream.engine.time import END_OF_TIME
-from millstream.testing.rows import demand, rows_of
+from millstream.testing.rows import demand, rows_of, settled
 from millstream.testing.states import StateModel
 
 
@@ -198,6 +199,8 @@ class _Running:
     def barrier(self) -> None:
         """Take a checkpoint, and start again from it if it is time to."""
         self._epoch += 1
+        for subtask in self._subtasks:
+            subtask.on_barrier(self.out)
         self._state.commit(self._epoch, [subtask.snapshot(self._epoch) for subtask in self._subtasks])
         if self._way.restore_every and self._epoch % self._way.restore_every == 0:
             self._start()
@@ -208,6 +211,7 @@ class _Running:
     def close(self) -> None:
         """End."""
         for subtask in self._subtasks:
+            subtask.on_barrier(self.out)
             subtask.counters()
             subtask.close()
         self._state.check_untouched()
@@ -224,7 +228,7 @@ def _run(spec: OperatorSpec, inputs: Sequence[pa.Schema], way: _Way) -> Rows:
             case _:
                 running.barrier()
     running.close()
-    return {port: rows_of(batches) for port, batches in running.out.batches.items()}
+    return {port: settled(rows_of(batches)) for port, batches in running.out.batches.items()}
 
 
 # -- the same script, cut otherwise ----------------------------------------------------------------------------
@@ -271,8 +275,10 @@ def _combined(combiner: OperatorSpec, inputs: Sequence[pa.Schema], steps: Sequen
 def _check_pruning(spec: OperatorSpec, inputs: Sequence[pa.Schema], steps: Sequence[Step], whole: Rows) -> None:
     promised = spec.output_schemas(inputs)
     for port, schema in promised.items():
-        for column in schema.names:
-            wanted = {name: frozenset([column] if name == port else []) for name in promised}
+        for column in unweighted(schema).names:
+            # A changelog's weight always travels.
+            weight = frozenset([WEIGHT]) & frozenset(schema.names)
+            wanted = {name: frozenset([column]) | weight if name == port else frozenset() for name in promised}
             where = f"{spec.describe()}, making only {column!r} of port {port!r}"
             needed = spec.columns_needed(wanted, inputs)
             assert len(needed) == len(inputs), f"{where}: columns_needed() must speak of each of {len(inputs)} inputs"
@@ -281,7 +287,7 @@ def _check_pruning(spec: OperatorSpec, inputs: Sequence[pa.Schema], steps: Seque
                 assert not unknown, f"{where}: columns_needed() names {unknown}, not columns of input {index}"
             # A batch without any column has no rows either: one column always travels.
             kept = [
-                [name for name in schema.names if name in names] or schema.names[:1]
+                [name for name in schema.names if name in names or name == WEIGHT] or schema.names[:1]
                 for schema, names in zip(inputs, needed, strict=True)
             ]
             script = [On(s.input, s.batch.select(kept[s.input])) if isinstance(s, On) else s for s in steps]
@@ -298,7 +304,7 @@ def _select(schema: pa.Schema, names: Sequence[str]) -> pa.Schema:
 def _only(rows: Rows, port: str, column: str) -> list[dict[str, Any]]:
     found = rows.get(port, [])
     assert all(column in row for row in found), f"column {column!r} of port {port!r} was wanted and is not made"
-    return [{column: row[column]} for row in found]
+    return settled([{name: row[name] for name in (column, WEIGHT) if name in row} for row in found])
 
 
 def _check_shortcuts(spec: OperatorSpec, steps: Sequence[Step], first: Mapping[str, Any]) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
+from millstream.engine.changelog import WEIGHT
 
 _SHOWN = 3
 
@@ -14,6 +15,20 @@ _SHOWN = 3
 def rows_of(batches: Sequence[pa.RecordBatch]) -> list[dict[str, Any]]:
     """The rows of some batches as dicts, in order."""
     return [row for batch in batches for row in batch.to_pylist()]
+
+
+def settled(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return what the rows of a changelog come to: each row once, with the sum of its weights, unless that is 0.
+
+    Rows of other streams are returned as they are.
+    """
+    if not rows or WEIGHT not in rows[0]:
+        return [dict(row) for row in rows]
+    net: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        value = {name: part for name, part in row.items() if name != WEIGHT}
+        net.setdefault(repr(value), {**value, WEIGHT: 0})[WEIGHT] += row[WEIGHT]
+    return [row for row in net.values() if row[WEIGHT]]
 
 
 def bag(rows: Sequence[Mapping[str, Any]]) -> Counter[str]:

@@ -113,6 +113,7 @@ class OperatorTarget:
 
     def barrier(self, barrier: Barrier, into: Snapshot) -> None:
         """Take the snapshot, then pass the barrier on."""
+        self._guard(lambda: self.operator.on_barrier(self.ports))
         into.watermarks[self.id] = self.time
         deltas = self.operator.snapshot(barrier.epoch)
         into.deltas += [NamedDelta(self.id, table, delta, self._subtask) for table, delta in deltas.items()]
