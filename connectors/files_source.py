@@ -13,7 +13,8 @@ import pyarrow as pa
 from millstream.connectors.byte_input import COMPRESSIONS, open_bytes
 from millstream.connectors.csv_decoder import CsvDialect, check_csv_types
 from millstream.connectors.json_decoder import JsonDecoder
-from millstream.connectors.parquet_reader import Footers, ParquetReader, Stretch, stretches
+from millstream.connectors.parquet_files import ParquetFiles
+from millstream.connectors.parquet_reader import ParquetReader, Stretch, stretches
 from millstream.connectors.paths import FileListing, FoundFile
 from millstream.connectors.reading_plan import BadFile, BadInput, ReadingPlan
 from millstream.connectors.schema_guess import csv_schema, json_schema, parquet_schema
@@ -128,7 +129,7 @@ class FilesSource(Source):
     dialect: CsvDialect
     follow: bool
     by: str
-    footers: Footers = field(default_factory=Footers)
+    parquet: ParquetFiles = field(default_factory=ParquetFiles)
 
     @property
     def name(self) -> str:
@@ -174,7 +175,7 @@ class FilesSource(Source):
         bad = BadInput(self.plan, split, path, context)
         if self.kind == "parquet":
             first, end = split.info["groups"]
-            return ParquetReader(Stretch(path, size, first, end), self.footers, position, bad, context)
+            return ParquetReader(Stretch(path, size, first, end), self.parquet, position, bad, context)
         return TextReader(self._text_format(), open_bytes(path, size), position, bad, context)
 
     def pushed_down(self, columns: frozenset[str], predicate: Expr | None, event_time: str | None) -> Source:
@@ -195,10 +196,11 @@ class FilesSource(Source):
     def _parquet_splits(self, file: FoundFile) -> list[Split]:
         info = {"file": file.relative, "size": file.size}
         try:
-            with self.footers.open(file.path, file.size) as parquet:
-                pieces = list(stretches(parquet.metadata))
+            open_file = self.parquet.take(file.path, file.size)
         except BadFile:  # found again, and refused, when the split is read
             return [Split(f"{file.relative}#0", {**info, "groups": [0, 0]})]
+        pieces = list(stretches(open_file.parquet.metadata))
+        self.parquet.give_back(file.path, file.size, open_file)
         # Named by where they begin, so that a file that has changed is known again, and refused.
         return [Split(f"{file.relative}#{first}", {**info, "groups": [first, end]}) for first, end in pieces]
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +9,7 @@ from typing import Any, Final
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from millstream.connectors.parquet_files import OpenFile, ParquetFiles, refusal
 from millstream.connectors.parquet_pruning import RowGroups
 from millstream.connectors.reading_plan import BadFile, BadInput, FileChanged, ReadingPlan
 from millstream.engine.errors import ExternalError
@@ -18,41 +17,6 @@ from millstream.engine.source import Chunk, Position, ReadContext, SplitEnd, Spl
 
 ROWS_OF_A_SPLIT: Final = 65_536
 """Row groups smaller than this are read together."""
-
-FOOTERS_KEPT: Final = 64
-
-
-def open_parquet(path: Path, footer: pq.FileMetaData | None = None) -> pq.ParquetFile:
-    """Open a file and read its footer, if it is not known.
-
-    Raises:
-        BadFile: it is not a Parquet file, or damaged.
-        ExternalError: it cannot be read.
-    """
-    try:
-        return pq.ParquetFile(path, metadata=footer, page_checksum_verification=True)
-    except (pa.ArrowException, OSError) as error:
-        raise _refusal(path, error) from error
-
-
-class Footers:
-    """Remembers the footers of the last files opened: a file is opened for each of its splits. Thread-safe."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._known: OrderedDict[tuple[Path, int], pq.FileMetaData] = OrderedDict()
-
-    def open(self, path: Path, size: int) -> pq.ParquetFile:
-        """Open a file of so many bytes. Raises as ``open_parquet``."""
-        with self._lock:
-            footer = self._known.get((path, size))
-        file = open_parquet(path, footer)
-        with self._lock:
-            self._known[path, size] = file.metadata
-            self._known.move_to_end((path, size))
-            if len(self._known) > FOOTERS_KEPT:
-                self._known.popitem(last=False)
-        return file
 
 
 def stretches(metadata: pq.FileMetaData) -> Iterator[tuple[int, int]]:
@@ -87,16 +51,16 @@ class ParquetReader(SplitReader):
     """Reads row groups one after the other. Its position counts the rows of the stretch that have been read."""
 
     def __init__(
-        self, stretch: Stretch, footers: Footers, position: Position, bad: BadInput, context: ReadContext
+        self, stretch: Stretch, files: ParquetFiles, position: Position, bad: BadInput, context: ReadContext
     ) -> None:
         self._stretch = stretch
-        self._footers = footers
+        self._files = files
         self._read_rows: int = position or 0
         self._bad = bad
         self._plan = bad.plan
         self._output = bad.plan.output
         self._batch_rows = context.batch_rows
-        self._file: pq.ParquetFile | None = None
+        self._file: OpenFile | None = None
         self._chunks: Iterator[pa.RecordBatch | Chunk] | None = None
 
     def read(self) -> pa.RecordBatch | Chunk | SplitEnd:
@@ -127,39 +91,38 @@ class ParquetReader(SplitReader):
     def close(self) -> None:
         """Let go of the file."""
         if self._file is not None:
-            self._file.close()
+            self._files.give_back(self._stretch.path, self._stretch.size, self._file)
             self._file = self._chunks = None
 
-    def _open(self) -> pq.ParquetFile:
+    def _open(self) -> OpenFile:
         path = self._stretch.path
         try:
             size = path.stat().st_size
         except OSError as error:
-            raise _refusal(path, error) from error
+            raise refusal(path, error) from error
         if size != self._stretch.size:
             raise FileChanged(f"it had {self._stretch.size} bytes when it was found, and has {size} now")
-        self._file = self._footers.open(path, size)
+        self._file = self._files.take(path, size)
         if self._stretch.end == 0:
             raise ExternalError(
                 f"{path} could not be read when it was found, and can be now: it seems to have been written in its "
                 "place. Write files elsewhere and rename them; the job goes on from its last checkpoint"
             )
-        check_columns(self._plan, self._file.schema_arrow)
+        check_columns(self._plan, self._file.columns)
         return self._file
 
-    def _through(self, file: pq.ParquetFile) -> Iterator[pa.RecordBatch | Chunk]:
-        groups = RowGroups(file.metadata, file.schema_arrow)
+    def _through(self, file: OpenFile) -> Iterator[pa.RecordBatch | Chunk]:
         skip = self._read_rows
         for group in range(self._stretch.first, self._stretch.end):
-            rows = groups.rows(group)
+            rows = file.groups.rows(group)
             if skip >= rows:
                 skip -= rows
                 continue
-            left_out = self._left_out(groups, group)
+            left_out = self._left_out(file.groups, group)
             if left_out is not None:
                 yield Chunk(self._empty(), rows - skip, left_out.max_time)
             else:
-                yield from self._rows_of(file, group, skip)
+                yield from self._rows_of(file.parquet, group, skip)
             skip = 0
 
     def _left_out(self, groups: RowGroups, group: int) -> Chunk | None:
@@ -180,7 +143,7 @@ class ParquetReader(SplitReader):
             try:
                 batch = next(batches, None)
             except (pa.ArrowException, OSError) as error:
-                raise _refusal(self._stretch.path, error) from error
+                raise refusal(self._stretch.path, error) from error
             if batch is None:
                 return
             if skip < batch.num_rows:
@@ -247,13 +210,3 @@ def _is_text(type_: pa.DataType) -> bool:
 
 def _is_bytes(type_: pa.DataType) -> bool:
     return bool(pa.types.is_binary(type_) or pa.types.is_large_binary(type_) or pa.types.is_fixed_size_binary(type_))
-
-
-def _refusal(path: Path, error: Exception) -> Exception:
-    """Tell damage, which stays, from trouble with the disk, which may pass."""
-    if isinstance(error, OSError) and error.errno is not None:
-        return ExternalError(
-            f"{path} cannot be read: {error.strerror or error}; see that it is there and may be read, the job goes on "
-            "from its last checkpoint"
-        )
-    return BadFile(f"it is not a Parquet file, or damaged: {error}")

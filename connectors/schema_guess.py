@@ -12,7 +12,7 @@ import pyarrow.csv as arrow_csv
 import pyarrow.json as arrow_json
 from millstream.connectors.byte_input import open_bytes
 from millstream.connectors.csv_decoder import CsvDialect
-from millstream.connectors.parquet_reader import open_parquet
+from millstream.connectors.parquet_files import open_parquet
 from millstream.connectors.paths import FoundFile
 from millstream.connectors.reading_plan import BadFile, FileChanged
 from millstream.connectors.record_blocks import RecordBlocks, line_ends
