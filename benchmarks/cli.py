@@ -58,11 +58,12 @@ def run(query: str, events: Path, results: Path, store: Path, parallelism: int, 
     """Run QUERY to the end of the events; the last line printed is a JSON report."""
     import millstream as ms
     import msgspec
+    from millstream.benchmarks.nexmark_queries import PARTITIONS
     from millstream.benchmarks.nexmark_run import ALREADY_FINISHED, RunOptions, known_query, run_query
     from millstream.cli.run import install_signal_handlers
 
     # Flat, since `verify` and everyone else look for RESULTS/QUERY/*.parquet.
-    sink = ms.parquet(results / known_query(query), atomic_epochs=False)
+    sink = ms.parquet(results / known_query(query), partition_by=PARTITIONS.get(query, ()), atomic_epochs=False)
     store.parent.mkdir(parents=True, exist_ok=True)
     control = ms.Control()
     install_signal_handlers(control)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final, TypeAlias
 
 import millstream as ms
-from millstream import Stream, col, when
+from millstream import Expr, Stream, col, when
 from millstream.benchmarks.nexmark_files import events_file
 
 
@@ -62,10 +62,30 @@ def q2(events: Events) -> Stream:
     return events.bid.filter(col("auction") % 123 == 0).select("auction", "price")
 
 
+def q5(events: Events) -> Stream:
+    """Hot items: of every 10 s, each 2 s, the auctions with the most bids; ties are all kept."""
+    counts = events.bid.group_by("auction").window(ms.sliding("10s", "2s")).agg(num=ms.count())
+    # A result happens at the end of its window: there is one such end in every 2 s.
+    hottest = counts.window(ms.tumbling("2s")).top(1, by="num", ties=True)
+    return hottest.select("auction", "num", _micros("window_end"))
+
+
 def q7(events: Events) -> Stream:
     """Highest bid of every 10 s; ties are all kept."""
     highest = events.bid.window(ms.tumbling("10s")).top(1, by="price", ties=True)
     return highest.select("auction", "bidder", "price", "date_time")
+
+
+def q10(events: Events) -> Stream:
+    """Every bid, to files by day, hour and minute."""
+    time = col("date_time").dt
+    return events.bid.with_columns(day=time.strftime("%Y-%m-%d"), hour=time.hour(), minute=time.minute())
+
+
+def q11(events: Events) -> Stream:
+    """How often each bidder bids before a pause of 10 s."""
+    sessions = events.bid.group_by("bidder").window(ms.session("10s")).agg(bid_count=ms.count())
+    return sessions.select("bidder", "bid_count", _micros("window_start"), _micros("window_end"))
 
 
 def q14(events: Events) -> Stream:
@@ -101,4 +121,11 @@ def q22(events: Events) -> Stream:
     return events.bid.select("auction", "bidder", "price", "channel", **folders)
 
 
-QUERIES: Final[dict[str, Query]] = {query.__name__: query for query in (q0, q1, q2, q7, q14, q21, q22)}
+def _micros(column: str) -> Expr:
+    return col(column).cast("int64").alias(column)
+
+
+QUERIES: Final[dict[str, Query]] = {query.__name__: query for query in (q0, q1, q2, q5, q7, q10, q11, q14, q21, q22)}
+
+PARTITIONS: Final[Mapping[str, tuple[str, ...]]] = {"q10": ("day", "hour", "minute")}
+"""What the files of a query's result are partitioned by, where they are."""

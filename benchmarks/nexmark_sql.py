@@ -59,6 +59,9 @@ SQL: Final[dict[str, str]] = {
         from auction a join bid b on a.id = b.auction where b.date_time between a.date_time and a.expires
         qualify row_number() over (partition by a.id order by b.price desc, b.date_time asc) = 1
     """,
+    "q10": """
+        select * from bid
+    """,
     "q11": """
         with s as (
             select bidder, epoch_us(date_time) as t,
@@ -132,4 +135,7 @@ SQL: Final[dict[str, str]] = {
         from bid
     """,
 }
-"""The SQL of each query, over the tables ``person``, ``auction`` and ``bid``. q10, q12 and q13 have none."""
+"""The SQL of each query, over the tables ``person``, ``auction`` and ``bid``. q12 and q13 have none.
+
+Of q10 the files matter: they are in folders by day, hour and minute.
+"""

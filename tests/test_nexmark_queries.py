@@ -4,7 +4,7 @@ import millstream as ms
 import pytest
 from millstream.benchmarks.nexmark_events import FIRST_TIME, Timing
 from millstream.benchmarks.nexmark_files import write_events
-from millstream.benchmarks.nexmark_queries import QUERIES
+from millstream.benchmarks.nexmark_queries import PARTITIONS, QUERIES
 from millstream.benchmarks.nexmark_run import RunOptions, build_query, run_query
 from millstream.benchmarks.nexmark_sql import SQL
 from millstream.benchmarks.nexmark_verify import opened, verify
@@ -32,7 +32,7 @@ def events(request, tmp_path_factory):
 @pytest.mark.parametrize("parallelism", [1, 2])
 @pytest.mark.parametrize("query", QUERIES)
 def test_query_equals_batch_sql(query, parallelism, events, tmp_path):
-    sink = ms.parquet(tmp_path / "results" / query)
+    sink = ms.parquet(tmp_path / "results" / query, partition_by=PARTITIONS.get(query, ()))
     report = run_query(query, events, sink, RunOptions(tmp_path / "job.duckdb", parallelism, every="100ms"))
 
     verdict = verify(query, events, tmp_path / "results")
@@ -48,7 +48,8 @@ def test_query_has_the_columns_of_its_batch_definition(query, events):
 
     (sink,) = job.graph.sinks()
     with opened(events) as connection:
-        assert job.graph.schema(sink.inputs[0]).names == connection.sql(SQL[query]).columns
+        wanted = [*connection.sql(SQL[query]).columns, *PARTITIONS.get(query, ())]
+        assert job.graph.schema(sink.inputs[0]).names == wanted
 
 
 def test_an_unknown_query_names_the_known_ones(tmp_path):
