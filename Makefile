@@ -5,6 +5,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
+# Test files side by side; one after the other: make test PROCESSES=
+PROCESSES ?= --numprocesses auto --maxprocesses 4 --dist loadfile
+
 .PHONY: demo test lint clean
 .DELETE_ON_ERROR:
 
@@ -12,7 +15,7 @@ demo: $(VENV)/runtime.stamp
 	$(BIN)/python examples/flights.py
 
 test: $(VENV)/dev.stamp
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest $(PROCESSES) $(ARGS)
 
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check

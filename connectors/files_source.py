@@ -21,6 +21,7 @@ from millstream.connectors.schema_guess import csv_schema, json_schema, parquet_
 from millstream.connectors.text_formats import CsvText, JsonText
 from millstream.connectors.text_reader import TextFormat, TextReader
 from millstream.engine.errors import JobError
+from millstream.engine.expression_types import Schema, schema_of
 from millstream.engine.source import Position, ReadContext, Source, Split, SplitOrder, SplitReader
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def files(  # noqa: PLR0913 - all but the first by name
     paths: Paths,
     *,
     format: Literal["parquet", "csv", "jsonl"] | None = None,
-    schema: pa.Schema | None = None,
+    schema: Schema | None = None,
     follow: bool = False,
     order: Literal["name", "event_time"] = "name",
     on_error: Literal["fail", "dead_letter"] = "fail",
@@ -68,8 +69,8 @@ def files(  # noqa: PLR0913 - all but the first by name
     Args:
         paths: a file, a folder (all files below it), a pattern with ``*``, ``?``, ``[a-z]`` or ``**``, or several.
         format: "parquet", "csv" or "jsonl"; otherwise the suffix of the files tells.
-        schema: the columns to read and their types. Otherwise a Parquet file's own; those of text files are guessed
-            from where the first files begin.
+        schema: the columns to read and their types, as in ``{"id": "int64", "name": str}``. Otherwise a Parquet file's
+            own; those of text files are guessed from where the first files begin.
         follow: whether to wait for new files for ever. A new file is found within a second.
         order: "name" (``part-2`` before ``part-10``), or "event_time": all files at once, always the one that
             is furthest behind, for files that each hold a part of the keys.
@@ -100,10 +101,10 @@ def files(  # noqa: PLR0913 - all but the first by name
     guessed = schema is None and kind != "parquet"
     if schema is None:
         _check_findable(patterns, listing, follow)
-        schema = _looked_up(kind, found, dialect)
-    _check_types(kind, schema)
+    columns = _looked_up(kind, found, dialect) if schema is None else schema_of(schema)
+    _check_types(kind, columns)
     keep_bad = on_error == "dead_letter"
-    plan = ReadingPlan(name or ", ".join(patterns), schema, tuple(schema.names), keep_bad=keep_bad, guessed=guessed)
+    plan = ReadingPlan(name or ", ".join(patterns), columns, tuple(columns.names), keep_bad=keep_bad, guessed=guessed)
     return FilesSource(kind, patterns, listing, plan, dialect, follow, order)
 
 

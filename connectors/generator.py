@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import pyarrow as pa
 from millstream.engine.errors import JobError, UserCodeError
+from millstream.engine.expression_types import Schema, schema_of
 from millstream.engine.source import Position, ReadContext, Source, Split, SplitEnd, SplitOrder, SplitReader
 from millstream.engine.time import Clock, SystemClock
 
@@ -17,7 +18,7 @@ Make = Callable[[int, int], pa.RecordBatch]
 def generator(  # noqa: PLR0913
     fn: Make,
     *,
-    schema: pa.Schema,
+    schema: Schema,
     rows: int | None = None,
     rate: float | None = None,
     batch_rows: int = 8192,
@@ -52,7 +53,7 @@ def generator(  # noqa: PLR0913
         raise JobError(f"generator {name!r}: rate must be above 0 rows a second, got {rate}")
     if rate is not None:
         batch_rows = max(1, min(batch_rows, int(rate / 10)))
-    return GeneratorSource(fn, schema, rows, rate, batch_rows, splits, clock or SystemClock(), name)
+    return GeneratorSource(fn, schema_of(schema), rows, rate, batch_rows, splits, clock or SystemClock(), name)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

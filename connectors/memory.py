@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 
 import pyarrow as pa
 from millstream.engine.errors import JobError
+from millstream.engine.expression_types import Schema, schema_of
 from millstream.engine.sink import Committable, Committer, Sink, SinkContext, SinkKind, SinkWriter
 from millstream.engine.source import Position, ReadContext, Source, Split, SplitEnd, SplitOrder, SplitReader
 
@@ -19,7 +20,7 @@ Rows: TypeAlias = pa.Table | Sequence[pa.RecordBatch] | Sequence[Mapping[str, An
 def memory_source(
     rows: Rows,
     *,
-    schema: pa.Schema | None = None,
+    schema: Schema | None = None,
     name: str = "memory",
     splits: int = 1,
     bounded: bool = True,
@@ -41,7 +42,8 @@ def memory_source(
     """
     if splits < 1:
         raise JobError(f"memory source {name!r}: splits must be at least 1, got {splits}")
-    return MemorySource(_without_views(_as_table(rows, schema, name)), name, splits, bounded)
+    table = _as_table(rows, None if schema is None else schema_of(schema), name)
+    return MemorySource(_without_views(table), name, splits, bounded)
 
 
 def _as_table(rows: Rows, schema: pa.Schema | None, name: str) -> pa.Table:

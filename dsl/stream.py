@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import pyarrow as pa
 from millstream.engine.changelog import WEIGHT, is_changelog, unweighted
 from millstream.engine.errors import JobError, SchemaError
 from millstream.engine.expression import Expr, col, lit
 from millstream.engine.expression_tree import Alias, as_expr
+from millstream.engine.expression_types import Schema
 from millstream.engine.graph import Edge, Graph, Write, check_columns
 from millstream.engine.operator import MAIN, OperatorSpec
 from millstream.engine.sink import Sink
@@ -20,8 +21,6 @@ from millstream.operators.union import Union
 
 if TYPE_CHECKING:
     from millstream.grouping import GroupedStream, WindowedStream
-
-Schema: TypeAlias = pa.Schema | Mapping[str, Any]
 
 
 class Stream:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 import pyarrow as pa
 from millstream.engine.errors import JobError
+
+Schema: TypeAlias = pa.Schema | Mapping[str, Any]
+"""Columns and their types as users write them: ``{"id": "int64", "name": str}``, or a ``pa.Schema``."""
 
 _PYTHON_TYPES: Final[dict[type, pa.DataType]] = {
     bool: pa.bool_(),
@@ -69,6 +72,24 @@ def data_type(spec: Any) -> pa.DataType:
         f"{spec!r} is not a type: write a name such as 'int64', a pyarrow type such as pa.int64(), or one of the "
         f"Python types {', '.join(known.__name__ for known in _PYTHON_TYPES)}"
     )
+
+
+def schema_of(schema: Schema) -> pa.Schema:
+    """Return a schema as users write it as a ``pa.Schema``.
+
+    Raises:
+        JobError: it has no columns, or one of the types is none.
+
+    >>> schema_of({"id": int, "at": "timestamp[us]"}).types
+    [DataType(int64), TimestampType(timestamp[us])]
+    """
+    if isinstance(schema, Mapping):
+        schema = pa.schema([(name, data_type(type)) for name, type in schema.items()])
+    if not isinstance(schema, pa.Schema):
+        raise JobError(f"expected a schema such as {{'id': 'int64', 'name': str}} or a pa.Schema, got {schema!r}")
+    if not schema.names:
+        raise JobError("the schema has no columns; write one such as {'id': 'int64', 'name': str}")
+    return schema
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -12,7 +12,7 @@ import pyarrow as pa
 from millstream.engine.changelog import is_changelog, unweighted, weighted, weights_of
 from millstream.engine.codes import Ints
 from millstream.engine.errors import DataError, JobError, MillstreamError, SchemaError, UserCodeError
-from millstream.engine.expression_types import data_type, shown_scalar
+from millstream.engine.expression_types import Schema, schema_of, shown_scalar
 from millstream.engine.operator import MAIN, Operator, OperatorSpec, Output
 from millstream.operators.python_values import typed_array
 
@@ -20,24 +20,6 @@ _MOST_ROWS: Final = 65_536
 _SHOWN: Final = 400
 
 RowFunction = Callable[[dict[str, Any]], Any]
-
-
-def schema_of(schema: pa.Schema | Mapping[str, Any]) -> pa.Schema:
-    """Return a schema as users write it as a ``pa.Schema``.
-
-    Raises:
-        JobError: it has no columns, or one of the types is none.
-
-    >>> schema_of({"id": int, "at": "timestamp[us]"}).types
-    [DataType(int64), TimestampType(timestamp[us])]
-    """
-    if isinstance(schema, Mapping):
-        schema = pa.schema([(name, data_type(type)) for name, type in schema.items()])
-    if not isinstance(schema, pa.Schema):
-        raise JobError(f"expected a schema such as {{'id': 'int64', 'name': str}} or a pa.Schema, got {schema!r}")
-    if not schema.names:
-        raise JobError("the schema has no columns; write one such as {'id': 'int64', 'name': str}")
-    return schema
 
 
 def function_name(fn: Callable[..., Any]) -> str:
@@ -85,7 +67,7 @@ class _FunctionSpec(OperatorSpec):
 
     takes: ClassVar[str]
 
-    def __init__(self, fn: Callable[..., Any], schema: pa.Schema | Mapping[str, Any] | None) -> None:
+    def __init__(self, fn: Callable[..., Any], schema: Schema | None) -> None:
         self.fn = fn
         self.schema = None if schema is None else schema_of(schema)
         self._check_function()
@@ -193,7 +175,7 @@ class _RowFunctionSpec(_FunctionSpec):
     takes = "a row as a dict"
     schema: pa.Schema
 
-    def __init__(self, fn: RowFunction, schema: pa.Schema | Mapping[str, Any]) -> None:
+    def __init__(self, fn: RowFunction, schema: Schema) -> None:
         if schema is None:
             raise JobError(
                 f"{self.kind}() needs schema={{...}}: the columns that its function returns, and their types"

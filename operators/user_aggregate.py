@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import pyarrow as pa
 from millstream.engine.errors import JobError, SchemaError
 from millstream.engine.expression import Expr
-from millstream.engine.expression_types import data_type, shown_scalar
+from millstream.engine.expression_types import data_type, schema_of, shown_scalar
 from millstream.engine.store.columns import storage_type
 from millstream.operators.aggregate_spec import AggregateSpec, condition, expressions
-from millstream.operators.python import check_function, function_name, schema_of, shown_schema
+from millstream.operators.python import check_function, function_name, shown_schema
 from millstream.operators.python_values import typed_array
 
 if TYPE_CHECKING:

@@ -76,7 +76,7 @@ def test_a_running_job_answers_itself_and_goes_on(folder):
     ask = ("state", "query", "endless.duckdb", "SELECT max(epoch) AS epoch FROM manifest")
     with running(folder, "run", "endless.py", "--every", "50ms") as job:
         job.until(lambda: job.event("status"))
-        first = rows(*ask)[0]["epoch"]
+        first = job.until(lambda: rows(*ask)[0]["epoch"])
         later = job.until(lambda: next((e for row in rows(*ask) if (e := row["epoch"]) > first), None))
         assert [row["relation"] for row in rows("state", "ls", "endless.duckdb")] == ["state.window_aggregate_windows"]
         assert rows("checkpoints", "ls", "endless.duckdb")[-1]["kind"] == "checkpoint"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime as dt
 import json
 import random
-import signal
 from collections import Counter
 from decimal import Decimal
 from pathlib import Path
@@ -14,9 +13,8 @@ from typing import Any
 import millstream as ms
 import pyarrow as pa
 import pytest
-from cli_kit import logged, running
-from millstream.engine.failpoints import ENVIRONMENT
 from millstream.testing import simulate
+from nursery import Nursery, Start
 from operator_kit import canonical
 
 START = dt.datetime(2026, 1, 1)
@@ -112,19 +110,18 @@ import pyarrow as pa
 MESSAGES = pa.schema({"id": pa.string(), "n": pa.int64(), "at": pa.timestamp("us")})
 
 def messages(start, stop):
-    # Every message is sent twice in a row, and half of them again a while later.
-    n = np.arange(start, stop) // 2 * 7 % 2000
+    # Every message is sent twice in a row, and again a while later.
+    n = np.arange(start, stop) // 2 * 7 % 1000
     ids = pa.array(np.char.add("message-", n.astype(str)))
     columns = [ids, pa.array(n), pa.array(n * 10_000).cast(pa.timestamp("us"))]
     return pa.RecordBatch.from_arrays(columns, schema=MESSAGES)
 
 job = ms.Job("messages")
-source = ms.generator(messages, schema=MESSAGES, rows=6_000, rate=5_000, batch_rows=50, splits=2, name="messages")
+source = ms.generator(messages, schema=MESSAGES, rows=3_000, batch_rows=50, splits=2, name="messages")
 unique = job.read(source, event_time="at", max_delay="1m").deduplicate("id", within="1h")
 unique.select("n").write(ms.jsonl("output", hold_bytes=0))
 unique.duplicates.select("n").write(ms.jsonl("again", hold_bytes=0))
 """
-"""About a second's work."""
 
 
 def numbers(folder: Path) -> list[int]:
@@ -133,20 +130,16 @@ def numbers(folder: Path) -> list[int]:
 
 
 @pytest.mark.parametrize(
-    "points", ["store.before_commit=kill@4", "store.after_commit=kill@3", "subtask.snapshot=kill@9"]
+    "point", ["store.before_commit=kill@4", "store.after_commit=kill@3", "subtask.snapshot=kill@9"]
 )
-def test_a_process_killed_again_and_again(points: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_killed_again_and_again(point: str, tmp_path: Path) -> None:
     (tmp_path / "job.py").write_text(JOB)
-    kills = 0
-    monkeypatch.setenv(ENVIRONMENT, points)
-    for parallelism in (2, 1, 3):
-        with running(tmp_path, "run", "job.py", "--every", "30ms", "--parallelism", parallelism) as job:
-            kills += job.code() == -signal.SIGKILL
-        assert len(set(numbers(tmp_path / "output"))) == len(numbers(tmp_path / "output")), "a message came twice"
-    assert kills == 3
-    monkeypatch.delenv(ENVIRONMENT)
-    with running(tmp_path, "run", "job.py", "--every", "30ms", "--parallelism", 2) as job:
-        assert job.code() == 0, job.err
-    assert logged(job.err)[-1]["restored_from"] > 0
-    assert numbers(tmp_path / "output") == list(range(2_000))
-    assert len(numbers(tmp_path / "again")) == 4_000
+    with Nursery() as nursery:
+        for parallelism in (2, 1, 3):
+            assert nursery.run(Start(str(tmp_path), parallelism=parallelism, failpoint=point)).killed
+            assert len(set(numbers(tmp_path / "output"))) == len(numbers(tmp_path / "output")), "a message came twice"
+        end = nursery.run(Start(str(tmp_path)))
+    assert end.outcome == "finished", end.log
+    assert end.restored_from > 0
+    assert numbers(tmp_path / "output") == list(range(1_000))
+    assert len(numbers(tmp_path / "again")) == 2_000

@@ -16,8 +16,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from millstream.engine.errors import DataError, JobError, MillstreamError, SchemaError, UserCodeError
+from millstream.engine.expression_types import schema_of
 from millstream.engine.operator import MAIN
-from millstream.operators.python import FlatMap, Map, MapBatches, function_name, schema_of
+from millstream.operators.python import FlatMap, Map, MapBatches, function_name
 from millstream.testing import BARRIER, check_operator
 
 SCHEMA = pa.schema({"n": pa.int64(), "s": pa.string()})

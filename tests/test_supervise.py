@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 import os
 import signal
@@ -13,19 +14,13 @@ from cli_kit import Process, logged, running
 from millstream.engine.failpoints import ENVIRONMENT
 
 JOB = """
+from pathlib import Path
+
 import millstream as ms
-import numpy as np
-import pyarrow as pa
 
-CLICKS = pa.schema({"n": pa.int64(), "button": pa.int64(), "at": pa.timestamp("us")})
-
-def clicks(start, stop):
-    n = np.arange(start, stop)
-    columns = [pa.array(n), pa.array(n % 7), pa.array(n * 10_000).cast(pa.timestamp("us"))]
-    return pa.RecordBatch.from_arrays(columns, schema=CLICKS)
-
+schema = {"n": "int64", "button": "int64", "at": "timestamp[us]"}
+source = ms.files("clicks/*.jsonl", schema=schema, follow=not Path("all").exists(), name="clicks")
 job = ms.Job("clicks")
-source = ms.generator(clicks, schema=CLICKS, rows=4_000, rate=4_000, batch_rows=100, splits=2, name="clicks")
 (
     job.read(source, event_time="at", max_delay="2s")
     .group_by("button")
@@ -34,7 +29,7 @@ source = ms.generator(clicks, schema=CLICKS, rows=4_000, rate=4_000, batch_rows=
     .write(ms.jsonl("output", hold_bytes=0))
 )
 """
-"""About a second's work."""
+"""Follows its folder, and so does not end before the test has said ``all``, however slow the test is."""
 
 OPTIONS = ("run", "job.py", "--every", "20ms", "--parallelism", "2")
 
@@ -47,7 +42,25 @@ EXPECTED = duckdb.sql(
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     (tmp_path / "job.py").write_text(JOB)
+    (tmp_path / "clicks").mkdir()
     return tmp_path
+
+
+def feed(folder: Path, first: int, last: int) -> None:
+    """Let the job have the clicks ``first``..``last - 1``, a file for every hundred."""
+    start = dt.datetime(2026, 1, 1)
+    for begin in range(first, last, 100):
+        clicks = ((n, n % 7, start + dt.timedelta(milliseconds=10 * n)) for n in range(begin, begin + 100))
+        lines = [json.dumps({"n": n, "button": button, "at": at.isoformat()}) for n, button, at in clicks]
+        hidden = folder / "clicks" / f".{begin:04}"
+        hidden.write_text("\n".join(lines) + "\n")
+        hidden.rename(folder / "clicks" / f"{begin:04}.jsonl")
+
+
+def feed_the_rest(folder: Path, first: int) -> None:
+    """Let the job have all other clicks; the next start ends with them."""
+    feed(folder, first, 4_000)
+    (folder / "all").touch()
 
 
 def seen(folder: Path) -> list[tuple[int, int, int, int]]:
@@ -66,9 +79,12 @@ def child(folder: Path, job: Process) -> int:
 
 def test_killed_three_times_and_every_row_is_there_once(folder: Path) -> None:
     with running(folder, *OPTIONS, "--supervise") as job:
-        for _ in range(3):
+        for first in (0, 1_000, 2_000):
             before = len(seen(folder))
+            feed(folder, first, first + 1_000)
             job.until(lambda before=before: len(seen(folder)) > before or None)
+            if first == 2_000:
+                feed_the_rest(folder, 3_000)
             os.kill(child(folder, job), signal.SIGKILL)
         assert job.code() == 0
     assert seen(folder) == EXPECTED
@@ -83,6 +99,7 @@ def test_killed_three_times_and_every_row_is_there_once(folder: Path) -> None:
 
 def test_given_up_after_too_many_kills_and_resumed_by_hand(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(ENVIRONMENT, "store.before_commit=kill@3")
+    feed(folder, 0, 3_000)
     with running(folder, *OPTIONS, "--supervise", "--restarts", "2") as job:
         assert job.code() == 128 + signal.SIGKILL
     events = [line for line in logged(job.err) if "killed" in line["event"]]
@@ -91,6 +108,7 @@ def test_given_up_after_too_many_kills_and_resumed_by_hand(folder: Path, monkeyp
     assert seen(folder) != EXPECTED
 
     monkeypatch.delenv(ENVIRONMENT)
+    feed_the_rest(folder, 3_000)
     with running(folder, *OPTIONS) as again:
         assert again.code() == 0
     assert logged(again.err)[-1]["restored_from"] >= 6, "each of the three starts has committed two epochs"
@@ -98,6 +116,7 @@ def test_given_up_after_too_many_kills_and_resumed_by_hand(folder: Path, monkeyp
 
 
 def test_sigterm_reaches_the_job_which_takes_a_last_checkpoint(folder: Path) -> None:
+    feed(folder, 0, 3_000)
     with running(folder, *OPTIONS, "--supervise") as job:
         job.until(lambda: seen(folder) or None)
         job.send(signal.SIGTERM)
@@ -107,6 +126,7 @@ def test_sigterm_reaches_the_job_which_takes_a_last_checkpoint(folder: Path) -> 
     first = seen(folder)
     assert first != EXPECTED
 
+    feed_the_rest(folder, 3_000)
     with running(folder, *OPTIONS, "--supervise") as again:
         assert again.code() == 0
     finished = logged(again.err)[-1]
@@ -119,6 +139,7 @@ def test_a_second_sigint_stops_at_once_although_the_checkpoint_hangs(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(ENVIRONMENT, "store.begin=hang@2")
+    feed(folder, 0, 1_000)
     with running(folder, *OPTIONS, "--supervise") as job:
         job.until(lambda: (folder / "clicks.duckdb.witness").exists() or None)  # one epoch is committed
         pid = child(folder, job)
@@ -131,6 +152,7 @@ def test_a_second_sigint_stops_at_once_although_the_checkpoint_hangs(
     assert "job was killed, starting it again" not in job.err
 
     monkeypatch.delenv(ENVIRONMENT)
+    feed_the_rest(folder, 1_000)
     with running(folder, *OPTIONS) as again:
         assert again.code() == 0
     assert seen(folder) == EXPECTED
