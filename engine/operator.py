@@ -60,7 +60,13 @@ FORWARD = Exchange()
 
 
 class Operator(ABC):
-    """One running copy of an operator. Calls come from one thread at a time."""
+    """One running copy of an operator. Calls come from one thread at a time.
+
+    Attributes:
+        uses_clock: whether it is told the processing time, see ``on_clock``; a class or ``__init__`` sets it.
+    """
+
+    uses_clock: bool = False
 
     def open(self, context: OperatorContext) -> None:
         """Called once, before ``restore`` and the first batch."""
@@ -76,6 +82,19 @@ class Operator(ABC):
 
     def on_watermark(self, time: int, out: Output) -> None:
         """Event time has reached ``time`` (microseconds); the engine passes the watermark on afterwards."""
+
+    def next_due(self) -> int | None:
+        """The processing time (microseconds since 1970) at which it wants ``on_clock`` to be called; None: never."""
+        return None
+
+    def on_clock(self, now: int, out: Output) -> None:
+        """Processing time has reached ``now`` (microseconds since 1970): do what is due.
+
+        Called, if ``uses_clock``, as soon as ``next_due()`` is reached, whether data flows or not, and before each
+        batch and watermark; ``now`` never goes back while the job runs, but may after a restart. What came due while
+        the job was down is due at the first call. When the input has ended it is called with END_OF_TIME, right after
+        ``on_watermark`` was: nobody will wait for the clock any more, so what is still to come happens now.
+        """
 
     def on_barrier(self, out: Output) -> None:
         """A barrier has come: emit what should not wait for the next epoch; ``snapshot`` follows at once."""

@@ -33,7 +33,14 @@ class On:
     batch: pa.RecordBatch
 
 
-Step: TypeAlias = pa.RecordBatch | On | Watermark | _BarrierMark
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """In a script: processing time reaches ``time`` (microseconds); it is 0 at the start."""
+
+    time: int
+
+
+Step: TypeAlias = pa.RecordBatch | On | Watermark | Tick | _BarrierMark
 Rows: TypeAlias = dict[str, list[dict[str, Any]]]
 
 
@@ -45,6 +52,7 @@ class _Way:
         restore_every: after how many barriers the operator is thrown away and restored; 0: never.
         widths: how many subtasks there are at the first start, the second ... and then from the first again.
         hint: what is wrong when the rows differ.
+        told_often: whether the time is told again after each step.
     """
 
     name: str
@@ -52,6 +60,7 @@ class _Way:
     restore_every: int = 0
     widths: tuple[int, ...] = (1,)
     hint: str = ""
+    told_often: bool = False
 
 
 def check_operator(
@@ -61,12 +70,14 @@ def check_operator(
 
     The ways: as written; row by row; each run of batches at once; restored after every barrier, every second one, and
     after each single row; on several subtasks, restored on more and fewer of them; making each column alone, from the
-    columns it says it needs; with its combiner. At the end event time goes to infinity. Besides: what it emits must
-    have the schema it promised, and state must stay as it was handed over.
+    columns it says it needs; with its combiner; told the time more often than it asks. At the end event time goes to
+    infinity, and so does the clock. Besides: what it emits must have the schema it promised, and state must stay as it
+    was handed over.
 
     Args:
         spec: the operator.
-        script: batches (``On(index, batch)`` where there are several inputs), watermarks and ``BARRIER``.
+        script: batches (``On(index, batch)`` where there are several inputs), watermarks, ``Tick(time)`` and
+            ``BARRIER``.
         schemas: of the inputs; may be left out when every input has a batch in the script.
 
     Returns:
@@ -122,6 +133,8 @@ def _ways(spec: OperatorSpec, inputs: Sequence[pa.Schema], steps: Sequence[Step]
     yield _Way("restored after every second barrier", steps, 2, hint=state)
     yield _Way("restored twice at every barrier", twice, 1, hint=state)
     yield _Way("restored after every row", every_row, 1, hint=state)
+    if any(isinstance(step, Tick) for step in steps):
+        yield _Way("told the time at every step", steps, told_often=True, hint="on_clock() does what is not due")
     combiner = spec.combiner({port: frozenset(s.names) for port, s in spec.output_schemas(inputs).items()})
     if combiner is not None:
         yield _Way("combined before the exchange", list(_combined(combiner, inputs, steps)), hint="see combiner()")
@@ -161,6 +174,7 @@ class _Running:
         self._state = StateModel(spec.state_tables(inputs), spec.describe())
         self.out = _Promised(spec, inputs)
         self._time: int | None = None
+        self._now = 0
         self._epoch = self._starts = self._batches = 0
         self._start()
 
@@ -188,13 +202,39 @@ class _Running:
 
     def _process(self, subtask: Operator, input: int, batch: pa.RecordBatch) -> None:
         if batch.num_rows:
+            self._tell_time(subtask)
             subtask.process_input(input, batch, self.out)
 
     def advance(self, time: int) -> None:
         """Event time has reached ``time``."""
         self._time = time
         for subtask in self._subtasks:
+            self._tell_time(subtask)
             subtask.on_watermark(time, self.out)
+            if time == END_OF_TIME and subtask.uses_clock:
+                subtask.on_clock(END_OF_TIME, self.out)
+
+    def tick(self, now: int) -> None:
+        """Processing time has reached ``now``."""
+        assert now >= self._now, f"the script sets the clock back from {self._now} to {now}"
+        self._now = now
+        for subtask in self._subtasks:
+            due = subtask.next_due() if subtask.uses_clock else None
+            if due is not None and due <= now:
+                self._tell_time(subtask)
+                due = subtask.next_due()
+                assert due is None or due > now, (
+                    f"{self._spec.describe()}: at {now} still due at {due} after on_clock()"
+                )
+
+    def tell_time(self) -> None:
+        """Tell the time to everyone who uses it, whether due or not."""
+        for subtask in self._subtasks:
+            self._tell_time(subtask)
+
+    def _tell_time(self, subtask: Operator) -> None:
+        if subtask.uses_clock:
+            subtask.on_clock(self._now, self.out)
 
     def barrier(self) -> None:
         """Take a checkpoint, and start again from it if it is time to."""
@@ -206,7 +246,9 @@ class _Running:
             self._start()
             self._state.restore(self._subtasks)
             if self._time is not None:
-                self.advance(self._time)
+                for subtask in self._subtasks:
+                    subtask.on_watermark(self._time, self.out)
+            self.tick(self._now)
 
     def close(self) -> None:
         """End."""
@@ -225,8 +267,12 @@ def _run(spec: OperatorSpec, inputs: Sequence[pa.Schema], way: _Way) -> Rows:
                 running.feed(step.input, step.batch)
             case Watermark():
                 running.advance(step.time)
+            case Tick():
+                running.tick(step.time)
             case _:
                 running.barrier()
+        if way.told_often:
+            running.tell_time()
     running.close()
     return {port: settled(rows_of(batches)) for port, batches in running.out.batches.items()}
 

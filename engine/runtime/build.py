@@ -112,6 +112,8 @@ class Builder:
         hit("recovery.restore")
         if self._restored is not None:
             self._restore(subtasks, self._restored)
+        for subtask in subtasks:
+            subtask.parts.start_clock(self._clock)
         workers = {s.name: i for s, i in zip(subtasks, self._placement(), strict=True)}
         return Running(self._plan, subtasks, workers, self.committers, self._wiring, frozenset(self._uneven()))
 

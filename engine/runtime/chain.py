@@ -14,7 +14,7 @@ from millstream.engine.operator import MAIN, Exchange, ExchangeKind, Operator
 from millstream.engine.runtime.channel import Channel
 from millstream.engine.sink import Committable, SinkWriter
 from millstream.engine.store.types import NamedDelta
-from millstream.engine.time import START_OF_TIME
+from millstream.engine.time import END_OF_TIME, START_OF_TIME, Clock
 
 
 @dataclass
@@ -79,7 +79,10 @@ class Ports:
 
 
 class OperatorTarget:
-    """An operator within a subtask."""
+    """An operator within a subtask.
+
+    ``clock`` is None until state and watermarks are back: nothing may come due before that.
+    """
 
     def __init__(self, id_: str, label: str, operator: Operator, ports: Ports, subtask: int) -> None:
         self.id = id_
@@ -89,6 +92,8 @@ class OperatorTarget:
         self._subtask = subtask
         self.time = START_OF_TIME
         self.rows = 0
+        self.clock: Clock | None = None
+        self._now = START_OF_TIME
 
     def batch(self, batch: pa.RecordBatch) -> None:
         """Process a batch of the only input."""
@@ -97,6 +102,7 @@ class OperatorTarget:
     def batch_of(self, index: int, batch: pa.RecordBatch) -> None:
         """Process a batch of one of several inputs."""
         self.rows += batch.num_rows
+        self._tell_time()
         self._guard(lambda: self.operator.process_input(index, batch, self.ports))
 
     def watermark(self, time: int) -> None:
@@ -104,8 +110,31 @@ class OperatorTarget:
         if time <= self.time:
             return
         self.time = time
+        self._tell_time()
         self._guard(lambda: self.operator.on_watermark(time, self.ports))
+        if time == END_OF_TIME and self.clock is not None and self.operator.uses_clock:
+            self._guard(lambda: self.operator.on_clock(END_OF_TIME, self.ports))
         self.ports.watermark(time)
+
+    def wake_if_due(self) -> bool:
+        """Tell the operator the time if it is the one it waits for; return whether it was."""
+        if self.clock is None:
+            return False
+        due = self.operator.next_due()
+        if due is None or due > self._read_clock(self.clock):
+            return False
+        self._guard(lambda: self.operator.on_clock(self._now, self.ports))
+        return True
+
+    def _tell_time(self) -> None:
+        if self.clock is not None and self.operator.uses_clock:
+            self._read_clock(self.clock)
+            self._guard(lambda: self.operator.on_clock(self._now, self.ports))
+
+    def _read_clock(self, clock: Clock) -> int:
+        """A wall clock may be set back; operators' time stands still then."""
+        self._now = max(self._now, clock.wall())
+        return self._now
 
     def idle(self) -> None:
         """Idleness concerns only those who merge inputs."""

@@ -16,7 +16,7 @@ from millstream.engine.store.types import Manifest
 from millstream.engine.time import ManualClock
 
 POLL_SECONDS = 0.002
-"""How long a worker whose sources have nothing waits before it asks them again."""
+"""How long a worker that has nothing to do waits before it asks sources, and what waits for the clock, again."""
 
 HANGS_AFTER = 30
 """Seconds after which a worker that was told to stop counts as hanging."""

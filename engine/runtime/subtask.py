@@ -17,7 +17,7 @@ from millstream.engine.runtime.source_reading import SourceReading
 from millstream.engine.runtime.watermarks import WatermarkMerge
 from millstream.engine.source import DeadLetter
 from millstream.engine.store.types import SplitPosition
-from millstream.engine.time import END_OF_TIME, START_OF_TIME
+from millstream.engine.time import END_OF_TIME, START_OF_TIME, Clock
 
 
 class Progress(enum.Enum):
@@ -49,6 +49,7 @@ class Parts:
     operators: list[OperatorTarget] = field(default_factory=list)
     sinks: list[SinkTarget] = field(default_factory=list)
     outputs: list[ChannelTarget] = field(default_factory=list)
+    _waiting: list[OperatorTarget] = field(default_factory=list)
 
     @property
     def blocked(self) -> bool:
@@ -62,6 +63,17 @@ class Parts:
         for sink in self.sinks:
             sink.writer.close()
 
+    def start_clock(self, clock: Clock) -> None:
+        """State and watermarks are back: from now on operators are told the time."""
+        for operator in self.operators:
+            operator.clock = clock
+        self._waiting = [operator for operator in self.operators if operator.operator.uses_clock]
+
+    def wake_due(self) -> bool:
+        """Tell the time to the operators that wait for it; return whether any did."""
+        woken = [operator.wake_if_due() for operator in self._waiting]
+        return any(woken)
+
 
 class Subtask(ABC):
     """What workers and schedulers see."""
@@ -70,11 +82,17 @@ class Subtask(ABC):
         self.name = name
         self.parts = parts
         self._acknowledge = acknowledge
+        self._stopped = False
         self.last_progress = Progress.IDLE
 
     def step(self) -> Progress:
-        """Do one small piece of work, never waiting."""
-        self.last_progress = self._step()
+        """Do one small piece of work, never waiting, and whatever the clock says is due.
+
+        After the generation's last barrier nothing is due any more: what came of it would be in no checkpoint.
+        """
+        woken = not self._stopped and not self.parts.blocked and self.parts.wake_due()
+        progress = self._step()
+        self.last_progress = Progress.MADE if woken else progress
         return self.last_progress
 
     @abstractmethod
@@ -94,7 +112,6 @@ class SourceSubtask(Subtask):
         self._head = head
         self._time = START_OF_TIME
         self._idle = False
-        self._stopped = False
         self._requested: Barrier | None = None
         self.exhausted = False
         self.rows_read = 0
@@ -233,5 +250,6 @@ class ChannelSubtask(Subtask):
         snapshot = Snapshot()
         hit("subtask.snapshot")
         self._root.barrier(barrier, snapshot)
+        self._stopped = barrier.kind is not BarrierKind.CHECKPOINT
         hit("subtask.acknowledge")
         self._acknowledge(Acknowledgement(self.name, barrier, snapshot))

@@ -1,0 +1,251 @@
+"""The clock of operators: they are told the time when it is due, also when no data flows, and after a restart."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import millstream as ms
+import pyarrow as pa
+import pytest
+from millstream.engine.graph import Edge
+from millstream.engine.operator import MAIN, Exchange, ExchangeKind, Operator, OperatorSpec, Output
+from millstream.engine.runtime.coordinator import CheckpointSettings
+from millstream.engine.runtime.run import Control, RunSettings, run_job
+from millstream.engine.runtime.scheduler import SimulatedScheduler
+from millstream.engine.source import ReadContext, Source, Split, SplitEnd, SplitReader
+from millstream.engine.state import DELETED, StateDelta, StateTable
+from millstream.engine.time import END_OF_TIME
+from millstream.stream import Stream
+from millstream.testing import BARRIER, ManualClock, Tick, Watermark, check_operator
+
+SCHEMA = pa.schema({"n": pa.int64()})
+DELAYED = pa.schema({"n": pa.int64(), "told": pa.int64()})
+SECOND = 1_000_000
+DELAY = 10 * SECOND
+
+
+class Delays(Operator):
+    """Passes each row on ten seconds after it came."""
+
+    uses_clock = True
+
+    def __init__(self) -> None:
+        self.now = 0
+        self.due: dict[int, int] = {}
+        self.told: list[int] = []
+
+    def process(self, batch: pa.RecordBatch, out: Output) -> None:
+        self.due.update(dict.fromkeys(batch.column(0).to_pylist(), self.now + DELAY))
+
+    def next_due(self) -> int | None:
+        return min(self.due.values(), default=None)
+
+    def on_clock(self, now: int, out: Output) -> None:
+        self.told.append(now)
+        self.now = now if now != END_OF_TIME else self.now
+        gone = [n for n, due in self.due.items() if due <= now]
+        out.emit(pa.record_batch({"n": gone, "told": [now] * len(gone)}, schema=DELAYED))
+        self.due = {n: due for n, due in self.due.items() if due > now}
+
+    def snapshot(self, epoch: int) -> Mapping[str, StateDelta]:
+        rows = [{"n": n, "due": due, DELETED: False} for n, due in self.due.items()]
+        schema = pa.schema({"n": pa.int64(), "due": pa.int64(), DELETED: pa.bool_()})
+        return {"due": StateDelta(pa.Table.from_pylist(rows, schema), full_from=epoch)}
+
+    def restore(self, table: str, batches: Iterable[pa.RecordBatch], full_from: int) -> None:
+        for batch in batches:
+            self.due.update(zip(*(batch.column(i).to_pylist() for i in (0, 1)), strict=True))
+
+
+class ForgetsTheTime(Delays):
+    def snapshot(self, epoch: int) -> Mapping[str, StateDelta]:
+        return {}
+
+
+class ActsBeforeItIsDue(Delays):
+    def on_clock(self, now: int, out: Output) -> None:
+        super().on_clock(now + SECOND if now < END_OF_TIME else now, out)
+
+
+class StaysDue(Delays):
+    def on_clock(self, now: int, out: Output) -> None:
+        self.now = now
+
+
+@dataclass(frozen=True)
+class Delay(OperatorSpec):
+    make: type[Delays] = Delays
+    made: list[Delays] | None = None
+
+    @property
+    def kind(self) -> str:
+        return "delay"
+
+    def identity(self) -> str:
+        return "delay"
+
+    def exchange(self) -> Exchange:
+        return Exchange(ExchangeKind.HASH, ("n",))
+
+    def output_schemas(self, inputs: Sequence[pa.Schema]) -> Mapping[str, pa.Schema]:
+        return {MAIN: DELAYED}
+
+    def state_tables(self, inputs: Sequence[pa.Schema]) -> tuple[StateTable, ...]:
+        schema = pa.schema({"n": pa.int64(), "due": pa.int64()})
+        return (StateTable("due", schema, keys=("n",), route_by=("n",)),)
+
+    def build(self, inputs: Sequence[pa.Schema]) -> Operator:
+        operator = self.make()
+        if self.made is not None:
+            self.made.append(operator)
+        return operator
+
+
+def rows(*numbers: int) -> pa.RecordBatch:
+    return pa.record_batch({"n": numbers}, schema=SCHEMA)
+
+
+SCRIPT = [rows(1, 2), BARRIER, Tick(4 * SECOND), rows(3), Watermark(5), BARRIER]
+SCRIPT += [Tick(10 * SECOND), rows(4), BARRIER, Tick(14 * SECOND), Tick(15 * SECOND)]
+
+
+def test_the_kit_moves_the_clock() -> None:
+    told = [(1, 10), (2, 10), (3, 14), (4, END_OF_TIME // SECOND)]
+    assert [(row["n"], row["told"] // SECOND) for row in check_operator(Delay(), SCRIPT)[MAIN]] == told
+
+
+@pytest.mark.parametrize(
+    ("make", "fault"),
+    [
+        (ForgetsTheTime, "restored after every barrier.*missing"),
+        (ActsBeforeItIsDue, "on_clock"),
+        (StaysDue, "still due at 10000000 after on_clock"),
+    ],
+)
+def test_the_kit_catches(make: type[Delays], fault: str) -> None:
+    with pytest.raises(AssertionError, match=fault):
+        check_operator(Delay(make), SCRIPT)
+
+
+# -- in a job --------------------------------------------------------------------------------------------------
+
+
+class Faucet(Source):
+    """Yields the numbers that are put in, when they are put in; ends when told to."""
+
+    name = "faucet"
+    schema = SCHEMA
+
+    def __init__(self) -> None:
+        self.numbers: list[int] = []
+        self.ended = False
+
+    def identity(self) -> str:
+        return "faucet"
+
+    def discover(self) -> list[Split]:
+        return [Split("all")]
+
+    def open(self, split: Split, position: Any, context: ReadContext) -> SplitReader:
+        return _Tap(self, position or 0)
+
+
+class _Tap(SplitReader):
+    def __init__(self, faucet: Faucet, position: int) -> None:
+        self._faucet = faucet
+        self._next = position
+
+    def read(self) -> pa.RecordBatch | SplitEnd:
+        if self._next < len(self._faucet.numbers):
+            self._next += 1
+            return rows(self._faucet.numbers[self._next - 1])
+        return SplitEnd.FINISHED if self._faucet.ended else SplitEnd.PENDING
+
+    def position(self) -> int:
+        return self._next
+
+
+class Bench:
+    """A job whose rows are delayed, on a clock moved by hand."""
+
+    def __init__(self, folder: Path) -> None:
+        self.faucet, self.clock, self.out = Faucet(), ManualClock(), ms.memory_sink()
+        self.made: list[Delays] = []
+        self._store = folder / "job.duckdb"
+        self._draw = random.Random(3)
+
+    def run(self, until: float | None, *, stop: bool = True) -> str:
+        """Run until the clock has reached ``until`` seconds (None: to the end), then stop, or crash."""
+        job = ms.Job("delays")
+        stream = job.read(self.faucet)
+        node = stream._graph.operator(Delay(made=self.made), [stream._edge])
+        Stream(stream._graph, Edge(node.id), None).write(self.out)
+        bench = self
+
+        class Until(Control):
+            @property
+            def stop_requested(self) -> bool:
+                return stop and until is not None and bench.clock.monotonic() >= until
+
+            @property
+            def stop_now_requested(self) -> bool:
+                return not stop and until is not None and bench.clock.monotonic() >= until
+
+        return run_job(
+            job.plan(self._draw.randint(1, 3)),
+            RunSettings(store=self._store, checkpoints=CheckpointSettings(every=0.5)),
+            control=Until(),
+            clock=self.clock,
+            scheduler=lambda _: SimulatedScheduler(self._draw.getrandbits(32), self.clock, tick=0.01),
+            sleep=self.clock.advance,
+        ).outcome
+
+    def got(self) -> list[int]:
+        return sorted(row["n"] for row in self.out.rows())
+
+
+def test_an_operator_is_woken_though_no_data_flows(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    bench.faucet.numbers = [1, 2, 3]
+    assert bench.run(until=8) == "stopped"
+    assert bench.got() == []
+    assert bench.run(until=14) == "stopped"
+    assert bench.got() == [1, 2, 3]
+
+
+@pytest.mark.parametrize("stop", [True, False], ids=["stopped", "interrupted"])
+def test_what_came_due_while_the_job_was_down_is_done_at_once(stop: bool, tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    bench.faucet.numbers = [1, 2, 3]
+    bench.run(until=5, stop=stop)
+    bench.clock.advance(60)
+    bench.faucet.numbers.append(4)
+    bench.made.clear()
+    bench.run(until=67)
+    assert bench.got() == [1, 2, 3]
+    for operator in bench.made:
+        assert min(operator.told, default=END_OF_TIME) >= 65 * SECOND
+    bench.run(until=80)
+    assert bench.got() == [1, 2, 3, 4]
+
+
+def test_when_the_input_has_ended_what_waits_for_the_clock_happens_at_once(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    bench.faucet.numbers, bench.faucet.ended = list(range(20)), True
+    assert bench.run(until=None) == "finished"
+    assert bench.got() == list(range(20))
+    assert bench.clock.monotonic() < 10
+
+
+def test_a_wall_clock_that_is_set_back_does_not_set_operators_back(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    bench.faucet.numbers = list(range(9))
+    wall, turns = bench.clock.wall, random.Random(1)
+    bench.clock.wall = lambda: wall() - turns.choice([0, 0, 5 * SECOND])  # type: ignore[method-assign]
+    bench.run(until=20)
+    assert bench.got() == list(range(9))
+    assert all(operator.told == sorted(operator.told) for operator in bench.made)
