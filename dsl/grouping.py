@@ -13,6 +13,7 @@ from millstream.engine.time import Duration, micros
 from millstream.stream import Stream
 
 if TYPE_CHECKING:
+    from millstream.operators.aggregate_spec import AggregateSpec
     from millstream.operators.windows import Window
 
 LATE = "late"
@@ -50,15 +51,48 @@ class GroupedStream:
             )
         return WindowedStream(self._graph, self._edge, self._time, self._keys, window, micros(lateness))
 
-    def agg(self, *misplaced: Any, **aggregates: Any) -> NoReturn:
-        """Aggregate without a window: not possible; the message says what to write."""
-        del misplaced, aggregates
-        raise JobError("group_by(...).agg(...) needs a window: group_by(...).window(ms.tumbling('1m')).agg(...)")
+    def agg(self, *misplaced: Any, name: str | None = None, **aggregates: Any) -> Stream:
+        """Reduce all rows of each key so far to one row: the keys, the aggregates. The result is a changelog.
+
+        It is brought up to date with every batch: the results that have changed are taken back and the new ones
+        follow. ``changes()`` shows all of that, ``final()`` what it comes to in the end. State grows with the number
+        of keys.
+
+        Args:
+            misplaced: nothing; aggregates need names.
+            name: names the operator.
+            aggregates: ``column=ms.sum("amount")``. ``first`` and ``last`` go by event time if the stream has one,
+                otherwise by arrival.
+
+        Raises:
+            JobError: an aggregate has no name, or there is none.
+            SchemaError: an aggregate cannot take its argument, or two columns would have one name.
+
+        >>> import millstream as ms
+        >>> import pyarrow as pa
+        >>> job, out = ms.Job("j"), ms.memory_sink()
+        >>> batches = [pa.record_batch({"shop": ["a", "b"], "n": [1, 1]}), pa.record_batch({"shop": ["a"], "n": [2]})]
+        >>> orders = job.read(ms.memory_source(batches))
+        >>> orders.group_by("shop").agg(n=ms.sum("n")).changes().write(out)
+        >>> _ = job.run()
+        >>> for row in out.rows():
+        ...     print(row)
+        {'shop': 'a', 'n': 1, 'weight': 1}
+        {'shop': 'b', 'n': 1, 'weight': 1}
+        {'shop': 'a', 'n': 1, 'weight': -1}
+        {'shop': 'a', 'n': 3, 'weight': 1}
+        """
+        from millstream.operators.group_aggregate import GroupAggregate
+
+        spec = GroupAggregate(self._keys, _aggregates(misplaced, name, aggregates), self._time)
+        return Stream(self._graph, Edge(self._graph.operator(spec, [self._edge], name).id), None)
 
     if not TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> NoReturn:
-            raise AttributeError(f"group_by(...).{name}: first go on with .window(ms.tumbling('1m')).agg(...)")
+            raise AttributeError(
+                f"group_by(...).{name}: first go on with .window(ms.tumbling('1m')).agg(...), or .agg(...)"
+            )
 
 
 class WindowedStream:
@@ -98,17 +132,10 @@ class WindowedStream:
         >>> out.rows()
         [{'revenue': 3}]
         """
-        from millstream.operators.aggregate_spec import AggregateSpec
         from millstream.operators.window_aggregate import WindowAggregate
 
-        if misplaced or not isinstance(name, (str, NoneType)):
-            raise JobError("agg() needs a name for each aggregate, other than 'name', as in agg(orders=ms.count())")
-        if not aggregates:
-            raise JobError("agg() needs at least one aggregate, as in agg(orders=ms.count())")
-        for column, aggregate in aggregates.items():
-            if not isinstance(aggregate, AggregateSpec):
-                raise SchemaError(f"agg({column}=...) takes an aggregate such as ms.sum('amount'), got {aggregate!r}")
-        spec = WindowAggregate(self._keys, self._window, tuple(aggregates.items()), self._time, self._lateness)
+        made = _aggregates(misplaced, name, aggregates)
+        spec = WindowAggregate(self._keys, self._window, made, self._time, self._lateness)
         node = self._graph.operator(spec, [self._edge], name)
         # A result happened when its window closed: the last instant of it.
         time = col("window_end") - lit(_MICROSECOND)
@@ -151,3 +178,19 @@ class WindowResult(Stream):
     def late(self) -> Stream:
         """The rows that came after their window had fired, as they came; also rows without event time."""
         return Stream(self._graph, self._late, self._late_time)
+
+
+def _aggregates(
+    misplaced: tuple[Any, ...], name: object, aggregates: dict[str, Any]
+) -> tuple[tuple[str, AggregateSpec], ...]:
+    """Return what ``agg()`` was given, checked."""
+    from millstream.operators.aggregate_spec import AggregateSpec
+
+    if misplaced or not isinstance(name, (str, NoneType)):
+        raise JobError("agg() needs a name for each aggregate, other than 'name', as in agg(orders=ms.count())")
+    if not aggregates:
+        raise JobError("agg() needs at least one aggregate, as in agg(orders=ms.count())")
+    for column, aggregate in aggregates.items():
+        if not isinstance(aggregate, AggregateSpec):
+            raise SchemaError(f"agg({column}=...) takes an aggregate such as ms.sum('amount'), got {aggregate!r}")
+    return tuple(aggregates.items())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 from millstream.engine.changelog import WEIGHT, is_changelog, unweighted
@@ -281,18 +281,22 @@ class Stream:
     # -- groups and windows ------------------------------------------------------------------------------------
 
     def group_by(self, *keys: str) -> GroupedStream:
-        """Bring rows with equal keys together; follow it with ``.window(...)``."""
+        """Bring rows with equal keys together; follow it with ``.agg(...)`` or ``.window(...)``."""
         from millstream.grouping import GroupedStream
 
         if not keys:
-            raise JobError("group_by() needs a column; for one result over all rows leave it out: stream.window(...)")
+            raise JobError("group_by() needs a column; for one result over all rows leave it out: stream.agg(...)")
         check_columns(self.schema, keys, "group_by()")
         return GroupedStream(self._graph, self._edge, self._time, keys)
 
-    def agg(self, *misplaced: Any, **aggregates: Any) -> NoReturn:
-        """Aggregate without a window: not possible; the message says what to write."""
-        del misplaced, aggregates
-        raise JobError("agg() needs a window: stream.window(ms.tumbling('1m')).agg(...), or group_by(...) before it")
+    def agg(self, *misplaced: Any, name: str | None = None, **aggregates: Any) -> Stream:
+        """Reduce all rows so far to one row, a changelog; there is none before the first row comes.
+
+        See ``GroupedStream.agg``.
+        """
+        from millstream.grouping import GroupedStream
+
+        return GroupedStream(self._graph, self._edge, self._time, ()).agg(*misplaced, name=name, **aggregates)
 
     def window(self, window: Any, *, lateness: Any = 0) -> WindowedStream:
         """Cut event time into windows, over all rows; see ``GroupedStream.window``."""

@@ -25,6 +25,29 @@ def touch(slots: Any, starts: Any, start_of: Any, changed: Any) -> None:
 
 
 @kernel
+def list_touched(slots: Any, seen: Any, touched: Any) -> int:
+    """List the slots that rows belong to, each once, in the order in which they come.
+
+    Args:
+        seen: bool, by slot: false everywhere, before and after.
+        touched: int64, shape (n,): takes the slots.
+
+    Returns:
+        How many there are.
+    """
+    count = 0
+    for row in range(slots.shape[0]):
+        slot = slots[row]
+        if not seen[slot]:
+            seen[slot] = True
+            touched[count] = slot
+            count += 1
+    for at in range(count):
+        seen[touched[at]] = False
+    return count
+
+
+@kernel
 def add_count(slots: Any, valid: Any, counts: Any) -> None:
     """Count the valid rows of each slot."""
     masked = valid.shape[0] > 0

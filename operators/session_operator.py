@@ -171,8 +171,8 @@ class SessionOperator(WindowAggregateOperator):
         due = due[np.argsort(self._last[due], kind="stable")]
         for first in range(0, len(due), MAX_ROWS):
             slots = due[first : first + MAX_ROWS]
-            values = [accumulator.result(slots) for accumulator in self._accumulators]
-            self._emit(self._index.keys(slots)[:-1], self._first[slots], self._last[slots] + self._gap, values, out)
+            ends = self._last[slots] + self._gap
+            self._emit(self._index.keys(slots)[:-1], self._first[slots], ends, self._results(slots), out)
         self._open.remove(due)
         self._bury(due)
 

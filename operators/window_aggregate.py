@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -12,12 +11,13 @@ from millstream.engine.codes import form_of, plain_type
 from millstream.engine.errors import JobError, SchemaError
 from millstream.engine.expression import Expr
 from millstream.engine.operator import MAIN, Exchange, ExchangeKind, Operator, OperatorSpec
-from millstream.engine.state import DELETED, StateTable
+from millstream.engine.state import StateTable
 from millstream.engine.time import show_duration
 from millstream.operators.aggregate_spec import AggregateSpec
+from millstream.operators.aggregate_state import aggregate_tables
 from millstream.operators.event_time import TIME_TYPE
 from millstream.operators.session_window import SessionWindow
-from millstream.operators.windowed import LATE, check_columns, check_time, distinct_names
+from millstream.operators.windowed import LATE, check_columns, check_time
 from millstream.operators.windows import OneWindow, PanedWindow, Window
 
 WINDOW_START: Final = "window_start"
@@ -123,20 +123,9 @@ class WindowAggregate(OperatorSpec):
         An aggregate that keeps items has a table for them, named after its column.
         """
         (schema,) = inputs
-        group = [pa.field(key, plain_type(schema.field(key).type)) for key in self.keys]
         piece, more = self._piece()
-        group.append(piece)
-        kept = [
-            pa.field(f"{name}_{field.name}", field.type)
-            for name, aggregate in self.aggregates
-            for field in aggregate.state_fields(schema)
-        ]
-        kept += more
-        tables = [_table(STATE, group, kept, named_by=0)]
-        items = [(name, fields) for name, aggregate in self.aggregates if (fields := aggregate.item_fields(schema))]
-        names = distinct_names([re.sub("[^a-z]", "_", name.lower()) or "items" for name, _ in items], {STATE})
-        tables += [_table(name, group, fields, named_by=1) for name, (_, fields) in zip(names, items, strict=True)]
-        return tuple(tables)
+        group = [*(pa.field(key, plain_type(schema.field(key).type)) for key in self.keys), piece]
+        return aggregate_tables(STATE, group, len(self.keys), self.aggregates, schema, more)
 
     def _piece(self) -> tuple[pa.Field, list[pa.Field]]:
         """Return the column of state that names a piece of time of a key, and those that come last."""
@@ -171,12 +160,3 @@ class WindowAggregate(OperatorSpec):
 
         assert isinstance(self.window, OneWindow)
         return OneWindowOperator(self, self.window, inputs[0])
-
-
-def _table(name: str, group: Sequence[pa.Field], kept: Sequence[pa.Field], named_by: int) -> StateTable:
-    """Return a table of rows that are named by their group and so many of the columns kept."""
-    fields = [*group, *kept]
-    names = distinct_names([field.name for field in fields], {DELETED})
-    columns = pa.schema([pa.field(name, field.type) for name, field in zip(names, fields, strict=True)])
-    routed = tuple(names[: len(group) - 1])
-    return StateTable(name, columns, keys=tuple(names[: len(group) + named_by]), route_by=routed)

@@ -125,6 +125,8 @@ class Harness:
 
     def checkpoint(self) -> None:
         self.epoch += 1
+        for subtask in self.subtasks:
+            subtask.on_barrier(self.out)
         self.store.write(self.epoch, self.subtasks)
 
     def restart(self, parallelism: int) -> None:

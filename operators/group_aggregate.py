@@ -1,0 +1,126 @@
+"""Aggregates per key over all rows so far: a changelog of the results."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+import pyarrow as pa
+from millstream.engine.changelog import weighted
+from millstream.engine.codes import form_of, plain_type
+from millstream.engine.errors import SchemaError
+from millstream.engine.expression import Expr
+from millstream.engine.operator import MAIN, Exchange, ExchangeKind, Operator, OperatorSpec
+from millstream.engine.state import StateTable
+from millstream.operators.aggregate_spec import AggregateSpec
+from millstream.operators.aggregate_state import aggregate_tables
+from millstream.operators.aggregates import Edge
+from millstream.operators.windowed import check_columns, check_time
+
+STATE: Final = "groups"
+"""The name of the state table: one row per group."""
+
+EVERYTHING: Final = "everything"
+"""The column of state that names the only group there is, if there are no keys."""
+
+
+@dataclass(frozen=True, eq=False)
+class GroupAggregate(OperatorSpec):
+    """Aggregates all rows of each key that have come so far, without a window.
+
+    After each batch the results that it has changed are taken back (weight -1), all of them, and the new ones
+    follow (weight +1); a new group has only the latter. So whenever a batch has been dealt with, the changelog sums
+    to one row per key: what the aggregates are over all rows so far.
+
+    Output: the keys, the aggregates, the weight.
+
+    Attributes:
+        keys: the columns that name a group; none means that there is one group, from the first row on.
+        aggregates: (output column, aggregate), in order.
+        time: the event time of a row, by which ``first`` and ``last`` go, leaving out rows without one; None: they go
+            by arrival.
+    """
+
+    keys: tuple[str, ...]
+    aggregates: tuple[tuple[str, AggregateSpec], ...]
+    time: Expr | None = None
+
+    @property
+    def kind(self) -> str:
+        """One word for plans and errors."""
+        return "aggregate"
+
+    def identity(self) -> str:
+        """Text that changes exactly when the meaning changes."""
+        made = [(name, aggregate.identity()) for name, aggregate in self.aggregates]
+        time = f", time={self.time}" if self.reads_time else ""
+        return f"aggregate(keys={self.keys!r}, aggregates={made!r}{time})"
+
+    def describe(self) -> str:
+        """One line for the plan."""
+        made = ", ".join(f"{name}={aggregate.identity()}" for name, aggregate in self.aggregates)
+        return f"{made} by {', '.join(self.keys)}" if self.keys else f"{made} over all rows"
+
+    @property
+    def reads_time(self) -> bool:
+        """Whether an aggregate goes by event time."""
+        return self.time is not None and any(isinstance(aggregate, Edge) for _, aggregate in self.aggregates)
+
+    def fed(self) -> list[AggregateSpec]:
+        """The aggregates with the conditions under which they really see a row."""
+        return [self._timed(aggregate) for _, aggregate in self.aggregates]
+
+    def _timed(self, aggregate: AggregateSpec) -> AggregateSpec:
+        if self.time is None or not isinstance(aggregate, Edge):
+            return aggregate
+        known = self.time.is_not_null()
+        return replace(aggregate, where=known if aggregate.where is None else aggregate.where & known)
+
+    def exchange(self) -> Exchange:
+        """By hash of the keys; without keys one subtask has it all."""
+        return Exchange(ExchangeKind.HASH, self.keys) if self.keys else Exchange(ExchangeKind.SINGLE)
+
+    def output_schemas(self, inputs: Sequence[pa.Schema]) -> Mapping[str, pa.Schema]:
+        """The results, a changelog. Raises SchemaError when the input does not fit."""
+        (schema,) = inputs
+        check_columns(self.keys, schema, "key")
+        for key in self.keys:
+            form_of(schema.field(key).type, f"key column {key!r}")
+        if self.reads_time:
+            assert self.time is not None
+            check_time(self.time, schema)
+        for _, aggregate in self.aggregates:
+            aggregate.check(schema)
+        names = [*self.keys, *(name for name, _ in self.aggregates)]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise SchemaError(
+                f"{self.kind} would make two columns called {', '.join(twice)}: keys and aggregates must differ from "
+                "each other; rename the column first"
+            )
+        fields = [pa.field(key, plain_type(schema.field(key).type)) for key in self.keys]
+        fields += [pa.field(name, aggregate.type_in(schema)) for name, aggregate in self.aggregates]
+        return {MAIN: weighted(pa.schema(fields))}
+
+    def state_tables(self, inputs: Sequence[pa.Schema]) -> tuple[StateTable, ...]:
+        """One row per group: keys, and what each aggregate keeps.
+
+        An aggregate that keeps items has a table for them, named after its column.
+        """
+        (schema,) = inputs
+        group = [pa.field(key, plain_type(schema.field(key).type)) for key in self.keys]
+        group = group or [pa.field(EVERYTHING, pa.bool_())]
+        return aggregate_tables(STATE, group, len(self.keys), self.aggregates, schema)
+
+    def columns_needed(self, wanted: Mapping[str, frozenset[str]], inputs: Sequence[pa.Schema]) -> list[frozenset[str]]:
+        """Keys, and what the aggregates read."""
+        del wanted, inputs
+        time = self.time.columns() if self.time is not None and self.reads_time else frozenset()
+        return [frozenset(self.keys).union(time, *(aggregate.columns() for _, aggregate in self.aggregates))]
+
+    def build(self, inputs: Sequence[pa.Schema]) -> Operator:
+        """Make one running copy."""
+        from millstream.operators.group_aggregate_operator import GroupAggregateOperator
+
+        return GroupAggregateOperator(self, inputs[0])

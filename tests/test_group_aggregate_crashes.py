@@ -1,0 +1,76 @@
+"""Aggregates without windows in a whole job with a real store, crashed anywhere and resumed at other parallelism."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import millstream as ms
+import pyarrow as pa
+import pytest
+from changelog_kit import hashable
+from millstream import col
+from millstream.testing import simulate
+
+START = dt.datetime(1969, 12, 31, 23, 59, 30)
+ROWS = [
+    {
+        "shop": None if n % 7 == 3 else f"s{n % 5}",
+        "amount": None if n % 11 == 5 else (n * 37 % 101) / 4,
+        "at": START + dt.timedelta(milliseconds=200 * (n ^ 3)),
+    }
+    for n in range(300)
+]
+SCHEMA = pa.schema({"shop": pa.string(), "amount": pa.float64(), "at": pa.timestamp("us")})
+BATCHES = [pa.RecordBatch.from_pylist(ROWS[n : n + 10], schema=SCHEMA) for n in range(0, len(ROWS), 10)]
+AGGREGATES = {
+    "rows": ms.count(),
+    "amount": ms.sum("amount", where=col("amount") > 1),
+    "last": ms.last("amount"),
+    "distinct": ms.count_distinct("amount"),
+    "about": ms.approx_count_distinct("at"),
+    "most": ms.max("amount"),
+    "median": ms.median("amount"),
+}
+Sinks = tuple[Any, ...]
+
+
+def sinks() -> Sinks:
+    return tuple(ms.memory_sink(name=name) for name in ("by shop", "all"))
+
+
+def make(out: Sinks) -> ms.Job:
+    job = ms.Job("groups")
+    orders = job.read(ms.memory_source(BATCHES), event_time="at", max_delay="2s")
+    orders.group_by("shop").agg(**AGGREGATES).changes().write(out[0])
+    orders.agg(**AGGREGATES).changes().write(out[1])
+    return job
+
+
+def result(out: Sinks) -> list[Counter[Any]]:
+    found: list[Counter[Any]] = []
+    for sink in out:
+        net: Counter[Any] = Counter()
+        for row in sink.rows():
+            net[hashable(list(row.values())[:-1])] += row["weight"]
+        found.append(+net)
+        assert all(weight >= 0 for weight in net.values()), "a row was taken back that was never there"
+    return found
+
+
+@pytest.fixture(scope="module")
+def expected() -> list[Counter[Any]]:
+    out = sinks()
+    make(out).run()
+    assert [len(net) for net in result(out)] == [6, 1]
+    return result(out)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_crashes_do_not_show(seed: int, tmp_path: Path, expected: list[Counter[Any]]) -> None:
+    out = sinks()
+    done = simulate(lambda: make(out), tmp_path / "s.duckdb", seed)
+    assert result(out) == expected, f"seed {seed} reproduces it"
+    assert done.crashes > 0
