@@ -104,6 +104,18 @@ def q14(events: Events) -> Stream:
     )
 
 
+def q18(events: Events) -> Stream:
+    """Last bid of every bidder on every auction, as it changes."""
+    bids = events.bid.select("auction", "bidder", "price", "channel", "url", "date_time", "extra")
+    return bids.deduplicate("bidder", "auction", keep="last").changes()
+
+
+def q19(events: Events) -> Stream:
+    """Top ten bids on every auction, as they change."""
+    bids = events.bid.group_by("auction").top(10, by=["price", "date_time"], descending=[True, False])
+    return bids.select("auction", "bidder", "price", "date_time").changes()
+
+
 def q21(events: Events) -> Stream:
     """Channel id, by name or from the url."""
     channel = col("channel").str.lower()
@@ -125,7 +137,9 @@ def _micros(column: str) -> Expr:
     return col(column).cast("int64").alias(column)
 
 
-QUERIES: Final[dict[str, Query]] = {query.__name__: query for query in (q0, q1, q2, q5, q7, q10, q11, q14, q21, q22)}
+QUERIES: Final[dict[str, Query]] = {
+    query.__name__: query for query in (q0, q1, q2, q5, q7, q10, q11, q14, q18, q19, q21, q22)
+}
 
 PARTITIONS: Final[Mapping[str, tuple[str, ...]]] = {"q10": ("day", "hour", "minute")}
 """What the files of a query's result are partitioned by, where they are."""

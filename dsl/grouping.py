@@ -15,6 +15,7 @@ from millstream.stream import Stream
 if TYPE_CHECKING:
     from millstream.operators.aggregate_spec import AggregateSpec
     from millstream.operators.windows import Window
+    from millstream.ranking import Directions, Ranks
 
 LATE = "late"
 _MICROSECOND = dt.timedelta(microseconds=1)
@@ -50,6 +51,46 @@ class GroupedStream:
                 "column in select(), drop() and map()"
             )
         return WindowedStream(self._graph, self._edge, self._time, self._keys, window, micros(lateness))
+
+    def top(
+        self,
+        n: int,
+        *,
+        by: Ranks,
+        descending: Directions = True,
+        ties: bool = False,
+        row_number: str | None = None,
+        name: str | None = None,
+    ) -> Stream:
+        """Keep the best ``n`` rows of each key, whole, as a changelog: rows that are best no more are taken back.
+
+        Args:
+            n: how many; a row costs time that grows with it when it comes to the middle of that many.
+            by: the column or expression that ranks them, or a list of these, the most important first. Nulls rank
+                last, NaN is the greatest number; of rows equal in all of them the first to arrive is better.
+            descending: whether the largest comes first; a list says it for each of ``by``.
+            ties: keep every row that equals the n-th.
+            row_number: the name of a column to add, int64: the row's place in its key, from 1 (with ``ties``, where
+                equal rows share one, SQL's ``rank()``). A row whose place changes is taken back and comes again.
+            name: names the operator.
+
+        Raises:
+            JobError: ``n``, ``by`` or ``descending`` make no sense.
+            SchemaError: a column is unknown or cannot be ordered; or the stream is a changelog, whose rows are found by
+                their values, and has lists or structs.
+
+        >>> import millstream as ms
+        >>> job, out = ms.Job("j"), ms.memory_sink()
+        >>> bids = job.read(ms.memory_source([{"item": "tea", "price": p} for p in (3, 5, 4)]))
+        >>> bids.group_by("item").top(1, by="price").changes().write(out)
+        >>> _ = job.run()
+        >>> out.rows()
+        [{'item': 'tea', 'price': 5, 'weight': 1}]
+        """
+        from millstream.ranking import changing_top, ranks_of
+
+        ranks = ranks_of(n, by, descending)
+        return changing_top(self._graph, self._edge, self._keys, ranks, n, ties=ties, row_number=row_number, name=name)
 
     def agg(self, *misplaced: Any, name: str | None = None, **aggregates: Any) -> Stream:
         """Reduce all rows of each key so far to one row: the keys, the aggregates. The result is a changelog.
@@ -91,7 +132,7 @@ class GroupedStream:
 
         def __getattr__(self, name: str) -> NoReturn:
             raise AttributeError(
-                f"group_by(...).{name}: first go on with .window(ms.tumbling('1m')).agg(...), or .agg(...)"
+                f"group_by(...).{name}: go on with .agg(...), .top(3, by='price') or .window(ms.tumbling('1m'))"
             )
 
 
@@ -142,26 +183,21 @@ class WindowedStream:
         return WindowResult(self._graph, Edge(node.id), time, Edge(node.id, LATE), self._time)
 
     def top(
-        self, n: int, *, by: str | Expr, descending: bool = True, ties: bool = False, name: str | None = None
+        self, n: int, *, by: Ranks, descending: Directions = True, ties: bool = False, name: str | None = None
     ) -> WindowResult:
-        """Keep the best ``n`` rows of each key and window, whole.
+        """Keep the best ``n`` rows of each key and window, whole, when the window closes.
 
         Args:
-            by: the column or expression that ranks them; nulls rank last.
-            descending: the largest first.
-            ties: keep every row that equals the n-th.
+            by: as for ``GroupedStream.top``, and so are ``descending`` and ``ties``.
         """
         from millstream.operators.window_top import WindowTop
         from millstream.operators.windows import OneWindow
+        from millstream.ranking import ranks_of
 
-        if not isinstance(n, int) or n < 1:
-            raise JobError(f"top({n!r}, by=...): the number of rows must be a whole number, at least 1")
-        if not isinstance(by, (str, Expr)):
-            raise JobError(f"top({n}, by={by!r}): by is a column's name or an expression such as col('price') * 2")
+        ranks = ranks_of(n, by, descending)
         if not isinstance(self._window, OneWindow):
             raise JobError(f"top() works in windows of ms.tumbling() only, not in windows {self._window.describe()}")
-        rank = ((col(by) if isinstance(by, str) else by, descending),)
-        spec = WindowTop(self._keys, self._window, rank, n, ties, self._time, self._lateness)
+        spec = WindowTop(self._keys, self._window, ranks, n, ties, self._time, self._lateness)
         node = self._graph.operator(spec, [self._edge], name)
         return WindowResult(self._graph, Edge(node.id), self._time, Edge(node.id, LATE), self._time)
 

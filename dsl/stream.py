@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import pyarrow as pa
 from millstream.engine.changelog import WEIGHT, is_changelog, unweighted
@@ -21,6 +21,7 @@ from millstream.operators.union import Union
 
 if TYPE_CHECKING:
     from millstream.grouping import GroupedStream, WindowedStream
+    from millstream.ranking import Directions, Ranks
 
 
 class Stream:
@@ -226,10 +227,22 @@ class Stream:
 
     # -- duplicates --------------------------------------------------------------------------------------------
 
+    @overload
+    def deduplicate(
+        self, *columns: str, within: Duration | None = None, keep: Literal["first"] = "first", name: str | None = None
+    ) -> DeduplicatedStream: ...
+
+    @overload
+    def deduplicate(self, *columns: str, keep: Literal["last"], name: str | None = None) -> Stream: ...
+
     def deduplicate(
         self, *columns: str, within: Duration | None = None, keep: str = "first", name: str | None = None
-    ) -> DeduplicatedStream:
+    ) -> Stream:
         """Keep the first row of each key, in order of arrival; the others go to ``.duplicates``.
+
+        With ``keep="last"`` the result is a changelog of the last row of each key: by event time if the stream has
+        one (of several at one time the last to arrive; rows without a time come before all others), else by arrival.
+        A row that is replaced is taken back; nothing goes to ``.duplicates``. The last row of every key is kept.
 
         Args:
             columns: what makes up the key, such as a message's id. Nulls are a value like any other.
@@ -237,11 +250,12 @@ class Stream:
                 this before or after it. A key is forgotten when event time has passed its row by as much; rows that
                 come later than that go to ``.late``. Without it keys are remembered for ever: about 20 to 60 bytes of
                 memory for each.
-            keep: only ``"first"``; to keep the last would mean to take rows back.
+            keep: ``"first"`` or ``"last"``; of the last row of a key ``within`` some time nothing is known before that
+                time is over: write ``group_by(...).window(...).top(1, by=...)`` for it.
             name: names the operator.
 
         Raises:
-            JobError: ``within`` is used on a stream without event time.
+            JobError: ``within`` is used on a stream without event time, or to keep the last row.
             SchemaError: a column is unknown, or of a type whose values cannot be told apart (lists, structs).
 
         >>> import millstream as ms
@@ -259,12 +273,10 @@ class Stream:
         if not columns:
             raise JobError("deduplicate() needs the columns that make up the key, as in deduplicate('id')")
         check_columns(self.schema, columns, "deduplicate()")
+        if keep == "last":
+            return self._last_of(columns, within, name)
         if keep != "first":
-            raise JobError(
-                f"deduplicate(keep={keep!r}): only 'first' is possible, since rows that have gone on are never taken "
-                "back. For the last row of every key and hour write "
-                f"group_by({', '.join(map(repr, columns))}).window(ms.tumbling('1h')).top(1, by=...)"
-            )
+            raise JobError(f"deduplicate(keep={keep!r}): keep is 'first' or 'last'")
         if within is not None and self._time is None:
             raise JobError(
                 "deduplicate(within=...) needs event time: name its column in job.read(..., event_time='sent_at'), and "
@@ -278,6 +290,17 @@ class Stream:
             raise SchemaError(f"deduplicate(): {error}") from None
         return DeduplicatedStream(self._graph, Edge(node.id), self._time, timed=within is not None)
 
+    def _last_of(self, keys: tuple[str, ...], within: Duration | None, name: str | None) -> Stream:
+        from millstream.ranking import changing_top
+
+        if within is not None:
+            raise JobError(
+                "deduplicate(keep='last') has no within=: leave it out for the last row there is of each key, or write "
+                f"group_by({', '.join(map(repr, keys))}).window(ms.tumbling('1h')).top(1, by=...) for that of every hour"
+            )
+        by = () if self._time is None else ((self._time, True),)
+        return changing_top(self._graph, self._edge, keys, by, 1, newest=True, name=name, call="deduplicate")
+
     # -- groups and windows ------------------------------------------------------------------------------------
 
     def group_by(self, *keys: str) -> GroupedStream:
@@ -288,6 +311,22 @@ class Stream:
             raise JobError("group_by() needs a column; for one result over all rows leave it out: stream.agg(...)")
         check_columns(self.schema, keys, "group_by()")
         return GroupedStream(self._graph, self._edge, self._time, keys)
+
+    def top(
+        self,
+        n: int,
+        *,
+        by: Ranks,
+        descending: Directions = True,
+        ties: bool = False,
+        row_number: str | None = None,
+        name: str | None = None,
+    ) -> Stream:
+        """Keep the best ``n`` of all rows, as a changelog; see ``GroupedStream.top``."""
+        from millstream.ranking import changing_top, ranks_of
+
+        ranks = ranks_of(n, by, descending)
+        return changing_top(self._graph, self._edge, (), ranks, n, ties=ties, row_number=row_number, name=name)
 
     def agg(self, *misplaced: Any, name: str | None = None, **aggregates: Any) -> Stream:
         """Reduce all rows so far to one row, a changelog; there is none before the first row comes.

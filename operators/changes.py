@@ -13,6 +13,7 @@ from millstream.engine.codes import Bools, Ints
 from millstream.engine.key_index import KeyIndex
 from millstream.engine.state import DELETED, SLICES, WHOLE_STATE_ROWS, RollingBase, StateDelta, StateTable
 from millstream.operators.cells import resized
+from millstream.operators.rows import Rows
 
 
 class Changes:
@@ -119,14 +120,22 @@ def latest(batches: Iterable[pa.RecordBatch], table: StateTable) -> pa.RecordBat
 
     They come in the order in which their keys first came, without the column ``deleted``.
     """
+    rows, there = latest_rows(batches, table)
+    return rows.take(there)
+
+
+def latest_rows(batches: Iterable[pa.RecordBatch], table: StateTable) -> tuple[Rows, Ints]:
+    """As ``latest``, for tables of any size: return all rows, and which of them are there."""
     index = KeyIndex([table.schema.field(key).type for key in table.keys])
-    read = list(batches)
-    every = pa.Table.from_batches(read, read[0].schema).combine_chunks() if read else None
-    if every is None or every.num_rows == 0:
-        return pa.RecordBatch.from_pylist([], table.schema)
-    (batch,) = every.to_batches()
-    slots = index.slots([batch.column(key) for key in table.keys])
-    last = np.full(len(index), -1)
-    last[slots] = np.arange(len(slots))
-    gone: Bools = np.asarray(batch.column(DELETED).to_numpy(zero_copy_only=False), np.bool_)
-    return batch.select(table.schema.names).take(pa.array(last[~gone[last]]))
+    rows = Rows(table.schema)
+    last: Ints = np.empty(0, np.int64)
+    gone = [np.empty(0, np.bool_)]
+    for batch in batches:
+        slots = index.slots([batch.column(key) for key in table.keys])
+        if len(index) > len(last):
+            last = resized(last, max(2 * len(last), len(index)))
+        last[slots] = np.arange(len(rows), len(rows) + len(slots))
+        gone.append(np.asarray(batch.column(DELETED).to_numpy(zero_copy_only=False), np.bool_))
+        rows.append(batch.select(table.schema.names))
+    last = last[: len(index)]
+    return rows, last[~np.concatenate(gone)[last]]

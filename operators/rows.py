@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Final
+
 import numpy as np
 import pyarrow as pa
 from millstream.engine.codes import Ints
+
+_MAX_ROWS: Final = 1 << 18
+_MAX_BYTES: Final = 1 << 26  # far from the 2 GB that a column of strings can hold
 
 
 class Rows:
     """Append-only rows of one schema. A batch is merged with its predecessor once it is half as long.
 
-    So there are never more than a few batches, and a row is copied only a few times.
+    So there are not many batches, and a row is copied only a few times. Long batches stay as they are.
 
     >>> rows = Rows(pa.schema({"a": pa.int64()}))
     >>> rows.append(pa.record_batch({"a": [1, 2]}))
@@ -32,10 +38,11 @@ class Rows:
         if batch.num_rows == 0:
             return
         self._batches.append(batch)
-        while len(self._batches) > 1 and 2 * self._batches[-1].num_rows >= self._batches[-2].num_rows:
+        while len(self._batches) > 1 and _merge(*self._batches[-2:]):
             last = self._batches.pop()
             self._batches[-1] = pa.concat_batches([self._batches[-1], last])
-        self._ends = [0, *np.cumsum([b.num_rows for b in self._batches]).tolist()]
+            self._ends.pop()
+        self._ends[len(self._batches) :] = [self._ends[len(self._batches) - 1] + self._batches[-1].num_rows]
 
     def take(self, ids: Ints) -> pa.RecordBatch:
         """Return some rows, in the order asked for."""
@@ -55,6 +62,20 @@ class Rows:
 
     def compact(self, kept: Ints) -> None:
         """Keep the rows ``kept`` (ascending), which become 0..n-1."""
-        batch = self.take(kept)
-        self._batches = [batch] if batch.num_rows else []
-        self._ends = [0, batch.num_rows] if batch.num_rows else [0]
+        edges = np.searchsorted(kept, self._ends)
+        old = list(zip(self._batches, self._ends, edges, edges[1:], strict=False))
+        self._batches, self._ends = [], [0]
+        for batch, base, first, last in old:
+            self.append(batch.take(pa.array(kept[first:last] - base)))
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        """Return all rows, in order."""
+        return iter(self._batches)
+
+
+def _merge(first: pa.RecordBatch, second: pa.RecordBatch) -> bool:
+    rows = first.num_rows + second.num_rows
+    if 2 * second.num_rows < first.num_rows or rows > _MAX_ROWS:
+        return False
+    # ``nbytes`` counts what the rows take, not the buffers that they are slices of.
+    return first.nbytes + second.nbytes <= _MAX_BYTES

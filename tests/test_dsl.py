@@ -240,7 +240,12 @@ MISTAKES: list[tuple[str, Callable[[ms.Stream], Any], list[str]]] = [
     ("lateness 2", lambda s: s.window(w, lateness=-1), ["a duration cannot be negative, got -1"]),
     ("top none", lambda s: s.window(w).top(0, by="id"), ["top(0, by=...): the number of rows must be a whole number"]),
     ("top by position", lambda s: s.window(w).top("id", by=3), ["top('id', by=...)"]),
-    ("top by a list", lambda s: s.window(w).top(1, by=["id"]), ["by is a column's name or an expression"]),
+    ("top by too few", lambda s: s.window(w).top(1, by=["id"], descending=[True, False]), ["by= has 1 columns and"]),
+    ("top by nothing", lambda s: s.group_by("shop").top(1, by=[]), ["by is a column's name, an expression"]),
+    ("top descending", lambda s: s.top(1, by="id", descending="no"), ["descending is True, False, or a list"]),
+    ("row number", lambda s: s.top(1, by="id", row_number=1), ["row_number is the name of the column to add"]),
+    ("keep neither", lambda s: s.deduplicate("id", keep="any"), ["keep is 'first' or 'last'"]),
+    ("last within", lambda s: s.deduplicate("id", keep="last", within="1h"), ["(keep='last') has no within="]),
     ("union of others", lambda s: s.union(s.select("id")), ["stream 2 lacks 'shop'", ".select('id', 'shop'"]),
     ("union of nothing", lambda s: s.union(), ["at least two streams together, got 1"]),
     ("union of rows", lambda s: s.union([{"id": 1}]), ["union() takes streams, got [{'id': 1}]"]),
@@ -285,8 +290,10 @@ def test_a_mistake_says_what_to_write_instead(mistake: Callable[[ms.Stream], Any
 @pytest.mark.parametrize(
     ("mistake", "message"),
     [
-        (lambda s: s.group_by("shop").write(ms.memory_sink()), r"group_by\(...\)\.write: first go on with \.window"),
-        (lambda s: s.group_by("shop").top(1, by="id"), r"first go on with \.window\(ms\.tumbling\('1m'\)\)"),
+        (
+            lambda s: s.group_by("shop").write(ms.memory_sink()),
+            r"group_by\(...\)\.write: go on with \.agg\(\.\.\.\), \.top\(3",
+        ),
         (lambda s: s.window(w).select("id"), r"window\(...\)\.select: first go on with \.agg\(orders=ms\.count\(\)\)"),
     ],
 )
