@@ -331,7 +331,7 @@ def test_the_plan_says_what_is_kept_and_for_how_long() -> None:
         ((["id"],), {}, "names of columns"),
         (("tags",), {}, "key column 'tags' has type list.*Make such a column first"),
         (("id",), {"within": "1h"}, "event_time='sent_at'.*or leave within= out"),
-        (("id",), {"keep": "last"}, r"group_by\('id'\)\.window\(ms\.tumbling\('1h'\)\)\.top\(1"),
+        (("id",), {"keep": "last", "within": "1h"}, r"group_by\('id'\)\.window\(ms\.tumbling\('1h'\)\)\.top\(1"),
     ],
 )
 def test_what_cannot_work_is_refused_with_what_to_write(
