@@ -3,398 +3,400 @@
 An entry is a row by its number; a greater number is a later arrival. The list of a slot is linked both ways. Entries
 that are not on it but may be some day wait in a pairing heap (Fredman, Sedgewick, Sleator and Tarjan, 1986), from which
 one that is taken back is only removed once it comes out on top.
+
+Everything about an entry stands in one row of a matrix of int64, side by side for the cache: where it is, then what it
+is ranked by (``Layout``). -1 is no entry.
 """
 
 from __future__ import annotations
 
 from typing import Any, Final, NamedTuple
 
-from millstream.engine.codes import Bools, Bytes, Ints
-from millstream.engine.jit import kernel
+from millstream.engine.jit import inlined, kernel
 
+BETTER: Final = 0
+WORSE: Final = 1
+"""Columns of an entry: its neighbours in the list."""
+
+CHILD: Final = 0
+SIBLING: Final = 1
+"""Of one that waits: its first child in the heap, and the next child of its parent."""
+
+SLOT: Final = 2
+
+SHOWN: Final = 3
+"""What readers know of it: its rank, or 1 if they are told of none; 0: nothing."""
+
+PLACE: Final = 4
 GONE: Final = 0
 LISTED: Final = 1
 WAITING: Final = 2
 TAKEN_BACK: Final = 3
-"""Where an entry can be; the last one means in the heap although its row is gone."""
+"""Where it is; the last one means in the heap although its row is gone."""
+
+NOTED: Final = 4
+"""Added to the place of an entry that is among the notes: something may have to be told of it."""
+
+NULLS: Final = 5
+"""Bit c says that column c of what it is ranked by is null; the columns follow."""
+
+CODES: Final = 6
+
+BEST: Final = 0
+WORST: Final = 1
+SIZE: Final = 2
+ROOT: Final = 3
+"""Columns of a slot: the ends and the length of its list, the best of those that wait."""
 
 ENTRIES: Final = 0
 NOTES: Final = 1
 HEAP_BYTES: Final = 2
-"""What ``Lists.counts`` counts."""
+"""What is counted: how many entries there are, and so on."""
+
+FIXED: Final = 0
+RISING_BYTES: Final = 1
+FALLING_BYTES: Final = 2
+"""Kinds of columns to rank by. Codes of FIXED ones (the lesser is better) say all, those of byte strings the first
+eight bytes; of FALLING ones the greatest string is best."""
 
 
-class Keys(NamedTuple):
-    """What entries (or the rows of a batch) are ranked by.
-
-    Attributes:
-        nulls: (entries,): bit c says that column c is null.
-        codes: (entries, columns): the lesser is better; of byte strings it covers the first eight bytes.
-        falling: (columns,): whether the greatest value is the best.
-        text: (columns,): the place of a column among those of byte strings, -1 for others.
-        starts: (entries, columns of byte strings): where one begins in ``heap``.
-        sizes: likewise: how long it is.
-        heap: the byte strings.
-    """
-
-    nulls: Ints
-    codes: Ints
-    falling: Bools
-    text: Ints
-    starts: Ints
-    sizes: Ints
-    heap: Bytes
-
-
-class Rule(NamedTuple):
-    """What a list holds.
+class Layout(NamedTuple):
+    """What lists hold, and where it stands.
 
     Attributes:
-        n: so many entries.
+        n: so many entries make a list.
         ties: and those that equal the n-th in all columns.
         newest: of equal entries the last to arrive is better, not the first.
         returns: entries may be taken back, so that others return to the list: none is forgotten before.
+        columns: how many an entry is ranked by. Their codes stand at CODES and after.
+        spans: how many of these are byte strings. Where each begins, and how long it is, stands behind the codes.
+        rank: where an entry's place in its list stands, as ``rerank`` last found it; -1 if readers are not told.
+        equal: where the entry before it of the same content stands; only if ``returns``.
     """
 
     n: int
     ties: bool
     newest: bool
     returns: bool
-
-
-class Lists(NamedTuple):
-    """The lists and heaps of all slots; -1 is none.
-
-    Attributes:
-        place: by entry: one of GONE ... TAKEN_BACK.
-        slot_of: by entry.
-        better, worse: by entry: its neighbours in the list.
-        noted: by entry: whether it is among the notes.
-        rank: by entry: its place in the list, from 1, as ``rerank`` last found it.
-        shown: by entry: the place that readers know of, 0 if none.
-        best, worst, size: by slot: the ends and the length of its list.
-        root: by slot: the best of those that wait. Empty, like what follows, unless entries can be taken back.
-        child, sibling: by entry: the heap.
-        equal: by entry: the entry before it of the same content.
-        newest_of: by content: its newest entry.
-        counts: how many entries there are, and so on: ENTRIES ... HEAP_BYTES.
-    """
-
-    place: Any
-    slot_of: Ints
-    better: Ints
-    worse: Ints
-    noted: Bools
-    rank: Ints
-    shown: Ints
-    best: Ints
-    worst: Ints
-    size: Ints
-    root: Ints
-    child: Ints
-    sibling: Ints
-    equal: Ints
-    newest_of: Ints
-    counts: Ints
+    columns: int
+    spans: int
+    rank: int
+    equal: int
 
 
 @kernel
-def _compare_bytes(keys: Any, column: int, a: int, b: int) -> int:
-    first, second = keys.starts[a, column], keys.starts[b, column]
-    size, other = keys.sizes[a, column], keys.sizes[b, column]
+def _compare_bytes(entries: Any, heap: Any, span: int, a: int, b: int) -> int:
+    first, size = entries[a, span], entries[a, span + 1]
+    second, other = entries[b, span], entries[b, span + 1]
     for step in range(min(size, other)):
-        x, y = keys.heap[first + step], keys.heap[second + step]
+        x, y = heap[first + step], heap[second + step]
         if x != y:
             return -1 if x < y else 1
     return size - other
 
 
-@kernel
-def compare(keys: Any, a: int, b: int) -> int:
+@inlined
+def compare(entries: Any, kinds: Any, heap: Any, a: int, b: int) -> int:
     """Return less than 0 if entry a is better, more if b is, 0 if they are equal in all columns. Nulls are worst."""
-    nulls = keys.nulls[a] | keys.nulls[b]
-    for column in range(keys.codes.shape[1]):
+    nulls = entries[a, NULLS] | entries[b, NULLS]
+    columns = kinds.shape[0]
+    span = CODES + columns
+    order = 0
+    column = 0
+    while column < columns and order == 0:
         if (nulls >> column) & 1:
-            null, other = (keys.nulls[a] >> column) & 1, (keys.nulls[b] >> column) & 1
-            if null != other:
-                return null - other
-            continue
-        x, y = keys.codes[a, column], keys.codes[b, column]
-        if x != y:
-            return -1 if x < y else 1
-        if keys.text[column] >= 0:
-            order = _compare_bytes(keys, keys.text[column], a, b)
-            if order != 0:
-                return -order if keys.falling[column] else order
-    return 0
+            order = ((entries[a, NULLS] >> column) & 1) - ((entries[b, NULLS] >> column) & 1)
+        else:
+            x, y = entries[a, CODES + column], entries[b, CODES + column]
+            if x != y:
+                order = -1 if x < y else 1
+            elif kinds[column] != FIXED:
+                order = _compare_bytes(entries, heap, span, a, b)
+                if kinds[column] == FALLING_BYTES:
+                    order = -order
+        if kinds[column] != FIXED:
+            span += 2
+        column += 1
+    return order
 
 
-@kernel
-def _ahead(keys: Any, rule: Any, a: int, b: int) -> bool:
-    order = compare(keys, a, b)
-    if order != 0:
-        return order < 0
-    return a > b if rule.newest else a < b
+@inlined
+def _ahead(entries: Any, kinds: Any, heap: Any, layout: Any, a: int, b: int) -> bool:
+    order = compare(entries, kinds, heap, a, b)
+    return order < 0 or (order == 0 and (a > b) == layout.newest)
 
 
-# -- notes: the entries of which something may have to be told -------------------------------------------------
+@inlined
+def _note(entries: Any, counts: Any, notes: Any, entry: int) -> None:
+    if entries[entry, PLACE] < NOTED:
+        entries[entry, PLACE] += NOTED
+        notes[counts[NOTES]] = entry
+        counts[NOTES] += 1
 
 
-@kernel
-def _note(lists: Any, notes: Any, entry: int) -> None:
-    if not lists.noted[entry]:
-        lists.noted[entry] = True
-        notes[lists.counts[NOTES]] = entry
-        lists.counts[NOTES] += 1
+@inlined
+def _put(entries: Any, entry: int, place: int) -> None:
+    entries[entry, PLACE] = (entries[entry, PLACE] & NOTED) | place
 
 
 # -- the list --------------------------------------------------------------------------------------------------
 
 
-@kernel
-def _link(lists: Any, entry: int, better: int, worse: int) -> None:
-    slot = lists.slot_of[entry]
-    lists.better[entry], lists.worse[entry] = better, worse
+@inlined
+def _link(entries: Any, slots: Any, entry: int, better: int, worse: int) -> None:
+    slot = entries[entry, SLOT]
+    entries[entry, BETTER], entries[entry, WORSE] = better, worse
     if better < 0:
-        lists.best[slot] = entry
+        slots[slot, BEST] = entry
     else:
-        lists.worse[better] = entry
+        entries[better, WORSE] = entry
     if worse < 0:
-        lists.worst[slot] = entry
+        slots[slot, WORST] = entry
     else:
-        lists.better[worse] = entry
-    lists.size[slot] += 1
-    lists.place[entry] = LISTED
+        entries[worse, BETTER] = entry
+    slots[slot, SIZE] += 1
+    _put(entries, entry, LISTED)
 
 
-@kernel
-def _unlink(lists: Any, entry: int) -> None:
-    slot = lists.slot_of[entry]
-    better, worse = lists.better[entry], lists.worse[entry]
+@inlined
+def _unlink(entries: Any, slots: Any, entry: int) -> None:
+    slot = entries[entry, SLOT]
+    better, worse = entries[entry, BETTER], entries[entry, WORSE]
     if better < 0:
-        lists.best[slot] = worse
+        slots[slot, BEST] = worse
     else:
-        lists.worse[better] = worse
+        entries[better, WORSE] = worse
     if worse < 0:
-        lists.worst[slot] = better
+        slots[slot, WORST] = better
     else:
-        lists.better[worse] = better
-    lists.size[slot] -= 1
+        entries[worse, BETTER] = better
+    slots[slot, SIZE] -= 1
+    _put(entries, entry, GONE)
 
 
-@kernel
-def _insert(lists: Any, keys: Any, rule: Any, entry: int) -> None:
+@inlined
+def _insert(entries: Any, slots: Any, kinds: Any, heap: Any, layout: Any, entry: int) -> None:
     """Find the place from both ends at once: the newest row is often among the best, or among the worst."""
-    slot = lists.slot_of[entry]
-    low, high = lists.worst[slot], lists.best[slot]
+    slot = entries[entry, SLOT]
+    low, high = slots[slot, WORST], slots[slot, BEST]
+    better, worse = -1, high
     while low >= 0:
-        if _ahead(keys, rule, low, entry):
-            _link(lists, entry, low, lists.worse[low])
-            return
-        if _ahead(keys, rule, entry, high):
-            _link(lists, entry, lists.better[high], high)
-            return
-        low, high = lists.better[low], lists.worse[high]
-    _link(lists, entry, -1, lists.best[slot])
+        if _ahead(entries, kinds, heap, layout, low, entry):
+            better, worse = low, entries[low, WORSE]
+            break
+        if _ahead(entries, kinds, heap, layout, entry, high):
+            better, worse = entries[high, BETTER], high
+            break
+        low, high = entries[low, BETTER], entries[high, WORSE]
+    _link(entries, slots, entry, better, worse)
 
 
 @kernel
-def _cut(lists: Any, keys: Any, rule: Any, slot: int, notes: Any) -> None:
-    """Drop from a list what is there too much; with ties only together with all that are equal."""
-    surplus = 1
-    if rule.ties:
-        worst = lists.worst[slot]
-        at = lists.better[worst]
-        while at >= 0 and compare(keys, at, worst) == 0:
-            surplus += 1
-            at = lists.better[at]
-        if lists.size[slot] - surplus < rule.n:
-            return
-    for _ in range(surplus):
-        entry = lists.worst[slot]
-        _unlink(lists, entry)
-        _note(lists, notes, entry)
-        lists.place[entry] = GONE
-        if rule.returns:
-            _wait(lists, keys, rule, entry)
-
-
-@kernel
-def _admit(lists: Any, keys: Any, rule: Any, entry: int, notes: Any) -> bool:
-    """Put an entry on its list if it belongs there."""
-    slot = lists.slot_of[entry]
-    order = -1
-    if lists.size[slot] >= rule.n:
-        order = compare(keys, entry, lists.worst[slot])
-        if order > 0 or (order == 0 and not (rule.ties or rule.newest)):
-            return False
-    _insert(lists, keys, rule, entry)
-    _note(lists, notes, entry)
-    if lists.size[slot] > rule.n and not (rule.ties and order == 0):
-        _cut(lists, keys, rule, slot, notes)
-    return True
+def _surplus(entries: Any, slots: Any, kinds: Any, heap: Any, layout: Any, slot: int) -> int:
+    """How many entries are on a list too much; with ties all that are equal, or none."""
+    if not layout.ties:
+        return 1
+    worst = slots[slot, WORST]
+    equal = 1
+    at = entries[worst, BETTER]
+    while at >= 0 and compare(entries, kinds, heap, at, worst) == 0:
+        equal += 1
+        at = entries[at, BETTER]
+    return 0 if slots[slot, SIZE] - equal < layout.n else equal
 
 
 # -- those that wait -------------------------------------------------------------------------------------------
 
 
 @kernel
-def _meld(lists: Any, keys: Any, rule: Any, a: int, b: int) -> int:
+def _meld(entries: Any, kinds: Any, heap: Any, layout: Any, a: int, b: int) -> int:
     if a < 0:
         return b
     if b < 0:
         return a
-    if _ahead(keys, rule, b, a):
+    if _ahead(entries, kinds, heap, layout, b, a):
         a, b = b, a
-    lists.sibling[b] = lists.child[a]
-    lists.child[a] = b
+    entries[b, SIBLING] = entries[a, CHILD]
+    entries[a, CHILD] = b
     return a
 
 
 @kernel
-def _wait(lists: Any, keys: Any, rule: Any, entry: int) -> None:
-    slot = lists.slot_of[entry]
-    lists.child[entry] = lists.sibling[entry] = -1
-    lists.place[entry] = WAITING
-    lists.root[slot] = _meld(lists, keys, rule, lists.root[slot], entry)
+def _wait(entries: Any, slots: Any, kinds: Any, heap: Any, layout: Any, entry: int) -> None:
+    slot = entries[entry, SLOT]
+    entries[entry, CHILD], entries[entry, SIBLING] = -1, -1
+    _put(entries, entry, WAITING)
+    slots[slot, ROOT] = _meld(entries, kinds, heap, layout, slots[slot, ROOT], entry)
 
 
 @kernel
-def _without_root(lists: Any, keys: Any, rule: Any, root: int) -> int:
+def _without_root(entries: Any, kinds: Any, heap: Any, layout: Any, root: int) -> int:
     """Return the root of the heap that is left: pairs are melded from left to right, then these from right to left."""
     pairs = -1
-    at = lists.child[root]
+    at = entries[root, CHILD]
     while at >= 0:
-        second = lists.sibling[at]
-        following = -1 if second < 0 else lists.sibling[second]
-        pair = _meld(lists, keys, rule, at, second)
-        lists.sibling[pair] = pairs
+        second = entries[at, SIBLING]
+        following = -1 if second < 0 else entries[second, SIBLING]
+        pair = _meld(entries, kinds, heap, layout, at, second)
+        entries[pair, SIBLING] = pairs
         pairs = pair
         at = following
     merged = -1
     while pairs >= 0:
-        following = lists.sibling[pairs]
-        lists.sibling[pairs] = -1
-        merged = _meld(lists, keys, rule, merged, pairs)
+        following = entries[pairs, SIBLING]
+        entries[pairs, SIBLING] = -1
+        merged = _meld(entries, kinds, heap, layout, merged, pairs)
         pairs = following
     return merged
 
 
 @kernel
-def _refill(lists: Any, keys: Any, rule: Any, slot: int, notes: Any) -> None:
+def _refill(  # noqa: PLR0913, PLR0917  kernels know no objects
+    entries: Any, slots: Any, kinds: Any, heap: Any, layout: Any, slot: int, counts: Any, notes: Any
+) -> None:
     """Let those that wait move up while there is room, and those that equal the last of them."""
-    while lists.root[slot] >= 0:
-        entry = lists.root[slot]
-        alive = lists.place[entry] == WAITING
-        worst = lists.worst[slot]
-        equal = rule.ties and worst >= 0 and compare(keys, entry, worst) == 0
-        if alive and lists.size[slot] >= rule.n and not equal:
-            return
-        lists.root[slot] = _without_root(lists, keys, rule, entry)
+    while slots[slot, ROOT] >= 0:
+        entry = slots[slot, ROOT]
+        alive = entries[entry, PLACE] & ~NOTED == WAITING
+        worst = slots[slot, WORST]
+        if alive and slots[slot, SIZE] >= layout.n:
+            if not layout.ties or compare(entries, kinds, heap, entry, worst) != 0:
+                return
+        slots[slot, ROOT] = _without_root(entries, kinds, heap, layout, entry)
         if alive:
-            _link(lists, entry, worst, -1)
-            _note(lists, notes, entry)
+            _link(entries, slots, entry, worst, -1)
+            _note(entries, counts, notes, entry)
         else:
-            lists.place[entry] = GONE
+            _put(entries, entry, GONE)
 
 
 @kernel
-def _take_back(lists: Any, keys: Any, rule: Any, entry: int, notes: Any) -> None:
-    _note(lists, notes, entry)
-    if lists.place[entry] == WAITING:
-        lists.place[entry] = TAKEN_BACK
+def _take_back(  # noqa: PLR0913, PLR0917
+    entries: Any, slots: Any, kinds: Any, heap: Any, layout: Any, entry: int, counts: Any, notes: Any
+) -> None:
+    _note(entries, counts, notes, entry)
+    if entries[entry, PLACE] & ~NOTED == WAITING:
+        _put(entries, entry, TAKEN_BACK)
         return
-    _unlink(lists, entry)
-    lists.place[entry] = GONE
-    _refill(lists, keys, rule, lists.slot_of[entry], notes)
+    _unlink(entries, slots, entry)
+    _refill(entries, slots, kinds, heap, layout, entries[entry, SLOT], counts, notes)
 
 
 # -- what is called --------------------------------------------------------------------------------------------
 
 
-@kernel
-def _stage(lists: Any, keys: Any, entry: int, fresh: Any, row: int) -> int:
-    keys.nulls[entry] = fresh.nulls[row]
-    for column in range(fresh.codes.shape[1]):
-        keys.codes[entry, column] = fresh.codes[row, column]
-    used = lists.counts[HEAP_BYTES]
-    for column in range(fresh.starts.shape[1]):
-        start, size = fresh.starts[row, column], fresh.sizes[row, column]
-        keys.starts[entry, column], keys.sizes[entry, column] = used, size
+@inlined
+def _stage(entries: Any, heap: Any, layout: Any, entry: int, fresh: Any, texts: Any, row: int, used: int) -> int:
+    codes = 1 + layout.columns
+    for column in range(codes):
+        entries[entry, NULLS + column] = fresh[row, column]
+    for column in range(codes, codes + 2 * layout.spans, 2):
+        start, size = fresh[row, column], fresh[row, column + 1]
+        entries[entry, NULLS + column], entries[entry, NULLS + column + 1] = used, size
         for step in range(size):
-            keys.heap[used + step] = fresh.heap[start + step]
+            heap[used + step] = texts[start + step]
         used += size
     return used
 
 
 @kernel
-def change(  # noqa: PLR0913, PLR0917  kernels know no objects
-    lists: Any, keys: Any, rule: Any, fresh: Any, slots: Any, weights: Any, contents: Any, taken: Any, notes: Any
+def change(  # noqa: PLR0912, PLR0913, PLR0914, PLR0917  one loop, spelled out for the compiler
+    entries: Any,
+    slots: Any,
+    kinds: Any,
+    heap: Any,
+    layout: Any,
+    fresh: Any,
+    texts: Any,
+    slot_of_row: Any,
+    weights: Any,
+    contents: Any,
+    newest_of: Any,
+    counts: Any,
+    taken: Any,
+    notes: Any,
 ) -> int:
     """Take rows in, or back, one after the other.
 
     Args:
-        lists: with room for as many entries more as there are rows.
-        keys: of the entries; likewise.
-        fresh: of the rows.
-        slots: int64, shape (rows,).
+        entries: with room for as many more as there are rows; ``heap`` for their byte strings.
+        fresh: int64, shape (rows, ...): what the rows are ranked by, as in an entry from NULLS on.
+        texts: the byte strings of the rows.
+        slot_of_row: int64, shape (rows,).
         weights: int64, shape (rows,): 1 or -1; empty unless rows can be taken back.
         contents: int64, likewise: rows of equal number are equal; what is taken back is the newest of them.
+        newest_of: int64, by content: its newest entry.
         taken: int64, shape (rows,): gets the number of the row behind each new entry.
         notes: int64, with room for all entries: gets those that came to a list or left one.
 
     Returns:
         The row that is to be taken back and never came; -1 if all is well.
     """
-    first = lists.counts[ENTRIES]
-    for row in range(slots.shape[0]):
-        if rule.returns and weights[row] < 0:
-            entry = lists.newest_of[contents[row]]
-            if entry < 0:
+    first = counts[ENTRIES]
+    entry = first
+    used = counts[HEAP_BYTES]
+    for row in range(slot_of_row.shape[0]):
+        if layout.returns and weights[row] < 0:
+            old = newest_of[contents[row]]
+            if old < 0:
                 return row
-            lists.newest_of[contents[row]] = lists.equal[entry]
-            _take_back(lists, keys, rule, entry, notes)
+            newest_of[contents[row]] = entries[old, layout.equal]
+            _take_back(entries, slots, kinds, heap, layout, old, counts, notes)
             continue
-        entry = lists.counts[ENTRIES]
-        used = _stage(lists, keys, entry, fresh, row)
-        lists.slot_of[entry] = slots[row]
-        lists.shown[entry] = 0
-        lists.noted[entry] = False
-        if not _admit(lists, keys, rule, entry, notes):
-            if not rule.returns:
+        slot = slot_of_row[row]
+        after = _stage(entries, heap, layout, entry, fresh, texts, row, used)
+        entries[entry, SLOT], entries[entry, SHOWN], entries[entry, PLACE] = slot, 0, GONE
+        full = slots[slot, SIZE] >= layout.n
+        order = compare(entries, kinds, heap, entry, slots[slot, WORST]) if full else -1
+        if order > 0 or (order == 0 and not (layout.ties or layout.newest)):
+            if not layout.returns:
                 continue
-            _wait(lists, keys, rule, entry)
-        if rule.returns:
-            lists.equal[entry] = lists.newest_of[contents[row]]
-            lists.newest_of[contents[row]] = entry
-        lists.counts[ENTRIES] = entry + 1
-        lists.counts[HEAP_BYTES] = used
+            _wait(entries, slots, kinds, heap, layout, entry)
+        else:
+            _insert(entries, slots, kinds, heap, layout, entry)
+            _note(entries, counts, notes, entry)
+            # What equals the n-th pushes nobody out if ties are kept.
+            if full and not (layout.ties and order == 0):
+                for _ in range(_surplus(entries, slots, kinds, heap, layout, slot)):
+                    old = slots[slot, WORST]
+                    _unlink(entries, slots, old)
+                    _note(entries, counts, notes, old)
+                    if layout.returns:
+                        _wait(entries, slots, kinds, heap, layout, old)
+        if layout.returns:
+            entries[entry, layout.equal] = newest_of[contents[row]]
+            newest_of[contents[row]] = entry
         taken[entry - first] = row
+        entry += 1
+        used = after
+    counts[ENTRIES] = entry
+    counts[HEAP_BYTES] = used
     return -1
 
 
 @kernel
-def rerank(lists: Any, keys: Any, rule: Any, slots: Any, notes: Any) -> None:
+def rerank(  # noqa: PLR0913, PLR0917
+    entries: Any, slots: Any, kinds: Any, heap: Any, layout: Any, touched: Any, counts: Any, notes: Any
+) -> None:
     """Number the entries of some slots' lists, equal ones alike if ties are kept, and note those that moved."""
-    for at in range(slots.shape[0]):
-        entry = lists.best[slots[at]]
+    for at in range(touched.shape[0]):
+        entry = slots[touched[at], BEST]
         place, rank, before = 0, 0, -1
         while entry >= 0:
             place += 1
-            if not (rule.ties and before >= 0 and compare(keys, before, entry) == 0):
+            if not (layout.ties and before >= 0 and compare(entries, kinds, heap, before, entry) == 0):
                 rank = place
-            lists.rank[entry] = rank
-            if lists.shown[entry] != rank:
-                _note(lists, notes, entry)
-            before, entry = entry, lists.worse[entry]
+            entries[entry, layout.rank] = rank
+            if entries[entry, SHOWN] != rank:
+                _note(entries, counts, notes, entry)
+            before, entry = entry, entries[entry, WORSE]
 
 
 @kernel
-def settle(lists: Any, ranked: bool, notes: Any, left: Any, came: Any, gone: Any) -> Any:
+def settle(entries: Any, layout: Any, notes: Any, left: Any, came: Any, gone: Any) -> Any:
     """Compare what readers know of the entries noted with what is so now, and take that as known.
 
     Args:
-        ranked: readers are told of the rank; otherwise each entry listed counts as 1.
         left: int64, shape (2, notes): gets entries to take back, and the rank they were shown with.
         came: likewise: entries to show, and their rank.
         gone: int64, shape (notes,): gets entries whose rows are gone.
@@ -405,12 +407,12 @@ def settle(lists: Any, ranked: bool, notes: Any, left: Any, came: Any, gone: Any
     leaving = coming = going = 0
     for at in range(notes.shape[0]):
         entry = notes[at]
-        lists.noted[entry] = False
-        place = lists.place[entry]
+        place = entries[entry, PLACE] & ~NOTED
+        entries[entry, PLACE] = place
         now = 0
         if place == LISTED:
-            now = lists.rank[entry] if ranked else 1
-        was = lists.shown[entry]
+            now = entries[entry, layout.rank] if layout.rank >= 0 else 1
+        was = entries[entry, SHOWN]
         if was != now:
             if was != 0:
                 left[0, leaving], left[1, leaving] = entry, was
@@ -418,16 +420,16 @@ def settle(lists: Any, ranked: bool, notes: Any, left: Any, came: Any, gone: Any
             if now != 0:
                 came[0, coming], came[1, coming] = entry, now
                 coming += 1
-            lists.shown[entry] = now
-        if place in (GONE, TAKEN_BACK):
+            entries[entry, SHOWN] = now
+        if place == GONE or place == TAKEN_BACK:  # noqa: PLR1714  the compiler is quicker with it
             gone[going] = entry
             going += 1
     return leaving, coming, going
 
 
 @kernel
-def restack(lists: Any, keys: Any, rule: Any, entries: int) -> None:
-    """Build the heaps anew of the entries that wait."""
-    for entry in range(entries):
-        if lists.place[entry] == WAITING:
-            _wait(lists, keys, rule, entry)
+def restack(entries: Any, slots: Any, kinds: Any, heap: Any, layout: Any, count: int) -> None:
+    """Build the heaps anew of the entries 0..count-1 that wait."""
+    for entry in range(count):
+        if entries[entry, PLACE] == WAITING:
+            _wait(entries, slots, kinds, heap, layout, entry)

@@ -15,7 +15,6 @@ from millstream.engine.operator import MAIN, Operator, Output
 from millstream.engine.state import StateDelta
 from millstream.operators.cells import resized
 from millstream.operators.changes import Changes, latest_rows
-from millstream.operators.rank_kernels import Rule
 from millstream.operators.rank_keys import RankKeys
 from millstream.operators.ranked_lists import Moves, NeverCame, RankedLists
 from millstream.operators.rows import Rows
@@ -40,8 +39,14 @@ class TopOperator(Operator):
         self._index = KeyIndex([self._kept.field(key).type for key in spec.keys])
         # Of a changelog: numbers the different rows there are.
         self._contents = KeyIndex(self._kept.types) if is_changelog(schema) else None
-        rule = Rule(spec.n, spec.ties, spec.newest, self._contents is not None)
-        self._lists = RankedLists(RankKeys(spec.by, self._kept), rule, ranked=self._rank is not None)
+        self._lists = RankedLists(
+            RankKeys(spec.by, self._kept),
+            spec.n,
+            ties=spec.ties,
+            newest=spec.newest,
+            returns=self._contents is not None,
+            ranked=self._rank is not None,
+        )
         self._rows = Rows(self._kept)
         self._changes = Changes(self._table)
         self._content: Ints = np.empty(0, np.int64)  # by entry, of a changelog: its number in _contents
@@ -75,7 +80,7 @@ class TopOperator(Operator):
         contents = _NONE if self._contents is None else self._contents.slots(rows.columns)
         self._lists.resize(max(1, len(self._index)), 0 if self._contents is None else len(self._contents))
         try:
-            moves = self._lists.change(self._lists.keys.of(rows), slots, weights, contents)
+            moves = self._lists.change(rows, slots, weights, contents)
         except NeverCame as error:
             (row,) = rows.slice(error.row, 1).to_pylist()
             raise DataError(
@@ -99,7 +104,7 @@ class TopOperator(Operator):
     def _bury(self, gone: Ints) -> None:
         leaving = self._changes.leaving(gone)
         if len(leaving):
-            keys = self._index.keys(self._lists.slot_of[leaving]) if self._keys else []
+            keys = self._index.keys(self._lists.slots_of(leaving)) if self._keys else []
             self._changes.bury([*keys, pa.array(self._changes.sequence[leaving])])
 
     def _emit(self, rows: pa.RecordBatch, ranks: Ints, weight: int, out: Output) -> None:
@@ -143,11 +148,10 @@ class TopOperator(Operator):
         if len(self._lists) <= max(_MIN_GARBAGE, 2 * self._live):
             return
         kept = self._lists.live()
-        slots = self._lists.used(len(self._index))
         alive = np.zeros(len(self._index), np.bool_)
-        alive[slots] = True
+        alive[self._lists.slots_of(kept)] = True
         contents = self._compact_contents(kept)
-        self._lists.compact(kept, slots, contents)
+        self._lists.compact(kept, np.flatnonzero(alive), contents)
         self._index.compact(alive)
         self._rows.compact(kept)
         self._changes.compact(kept)

@@ -108,8 +108,9 @@ def test_after_every_batch_the_rows_are_those_of_sql(
         weights = top.feed(batch_of(rows))
         assert top.rows == by_sql(so_far, spec, by)
         changed = (top.rows - before).total() + (before - top.rows).total()
-        # A row that replaces one of the same values is a change all the same.
-        assert spec.newest or len(weights) == changed, "more was said than what changed"
+        # One of several rows of the same values that takes the place of another is a change all the same.
+        if len({repr(row) for row in so_far}) == len(so_far):
+            assert len(weights) == changed, "more was said than what changed"
 
 
 @st.composite
