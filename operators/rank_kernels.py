@@ -300,7 +300,7 @@ def _stage(entries: Any, heap: Any, layout: Any, entry: int, fresh: Any, texts: 
 
 
 @kernel
-def change(  # noqa: PLR0912, PLR0913, PLR0914, PLR0917  one loop, spelled out for the compiler
+def change(  # noqa: PLR0913, PLR0917  one loop, spelled out for the compiler
     entries: Any,
     slots: Any,
     kinds: Any,
@@ -372,6 +372,46 @@ def change(  # noqa: PLR0912, PLR0913, PLR0914, PLR0917  one loop, spelled out f
     counts[ENTRIES] = entry
     counts[HEAP_BYTES] = used
     return -1
+
+
+@kernel
+def squeeze(  # noqa: PLR0913, PLR0917
+    entries: Any, slots: Any, heap: Any, layout: Any, counts: Any, before: Any, taken: Any, notes: Any, moved: Any
+) -> None:
+    """Remove entries that came and went since the counts were ``before``: the newer ones move up. For lists alone.
+
+    Args:
+        moved: int64, with room for as many as came: scratch.
+    """
+    first = before[ENTRIES]
+    used = before[HEAP_BYTES]
+    spans = CODES + layout.columns
+    kept = first
+    for entry in range(first, counts[ENTRIES]):
+        if entries[entry, PLACE] & ~NOTED == GONE:
+            moved[entry - first] = -1
+            continue
+        moved[entry - first] = kept
+        for span in range(spans, spans + 2 * layout.spans, 2):
+            start, size = entries[entry, span], entries[entry, span + 1]
+            for step in range(size):
+                heap[used + step] = heap[start + step]
+            entries[entry, span] = used
+            used += size
+        if kept < entry:
+            for column in range(entries.shape[1]):
+                entries[kept, column] = entries[entry, column]
+            _link(entries, slots, kept, entries[kept, BETTER], entries[kept, WORSE])
+            slots[entries[kept, SLOT], SIZE] -= 1  # it was on the list before
+            taken[kept - first] = taken[entry - first]
+        kept += 1
+    count = 0
+    for at in range(counts[NOTES]):
+        entry = notes[at] if notes[at] < first else moved[notes[at] - first]
+        if entry >= 0:
+            notes[count] = entry
+            count += 1
+    counts[ENTRIES], counts[HEAP_BYTES], counts[NOTES] = kept, used, count
 
 
 @kernel

@@ -11,7 +11,6 @@ from millstream.engine.codes import Bytes, Ints
 from millstream.operators import aggregate_kernels, top_kernels
 from millstream.operators import rank_kernels as kernels
 from millstream.operators.cells import resized
-from millstream.operators.rank_keys import RankKeys
 from millstream.operators.rank_kernels import (
     BEST,
     BETTER,
@@ -29,6 +28,7 @@ from millstream.operators.rank_kernels import (
     WORST,
     Layout,
 )
+from millstream.operators.rank_keys import RankKeys
 
 _FIRST_CAPACITY: Final = 1_024
 _FIRST_HEAP: Final = 4_096
@@ -127,12 +127,18 @@ class RankedLists:
         # Only the part that is written to costs memory.
         notes = np.empty(first + len(slots), np.int64)
         self._counts[NOTES] = 0
+        before = self._counts.copy()
         lists = (self._entries, self._slots, self._keys.kinds, self._heap, self._layout)
         failed = kernels.change(
             *lists, fresh, texts, slots, weights, contents, self._newest_of, self._counts, taken, notes
         )
         if failed >= 0:
             raise NeverCame(failed)
+        if not self._layout.returns:
+            moved = np.empty(len(self) - first, np.int64)
+            kernels.squeeze(
+                self._entries, self._slots, self._heap, self._layout, self._counts, before, taken, notes, moved
+            )
         if self._layout.rank >= 0:
             touched = np.unique(self.slots_of(notes[: self._counts[NOTES]]))
             kernels.rerank(*lists, touched, self._counts, notes)
