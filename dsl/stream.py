@@ -296,7 +296,7 @@ class Stream:
         if within is not None:
             raise JobError(
                 "deduplicate(keep='last') has no within=: leave it out for the last row there is of each key, or write "
-                f"group_by({', '.join(map(repr, keys))}).window(ms.tumbling('1h')).top(1, by=...) for that of every hour"
+                f"group_by({', '.join(map(repr, keys))}).window(ms.tumbling('1h')).top(1, by=...) for that of an hour"
             )
         by = () if self._time is None else ((self._time, True),)
         return changing_top(self._graph, self._edge, keys, by, 1, newest=True, name=name, call="deduplicate")

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import Any, Final, NamedTuple
 
-from millstream.engine.jit import inlined, kernel
+from millstream.engine.jit import kernel
 
 BETTER: Final = 0
 WORSE: Final = 1
@@ -95,7 +95,7 @@ def _compare_bytes(entries: Any, heap: Any, span: int, a: int, b: int) -> int:
     return size - other
 
 
-@inlined
+@kernel
 def compare(entries: Any, kinds: Any, heap: Any, a: int, b: int) -> int:
     """Return less than 0 if entry a is better, more if b is, 0 if they are equal in all columns. Nulls are worst."""
     nulls = entries[a, NULLS] | entries[b, NULLS]
@@ -120,13 +120,13 @@ def compare(entries: Any, kinds: Any, heap: Any, a: int, b: int) -> int:
     return order
 
 
-@inlined
+@kernel
 def _ahead(entries: Any, kinds: Any, heap: Any, layout: Any, a: int, b: int) -> bool:
     order = compare(entries, kinds, heap, a, b)
     return order < 0 or (order == 0 and (a > b) == layout.newest)
 
 
-@inlined
+@kernel
 def _note(entries: Any, counts: Any, notes: Any, entry: int) -> None:
     if entries[entry, PLACE] < NOTED:
         entries[entry, PLACE] += NOTED
@@ -134,7 +134,7 @@ def _note(entries: Any, counts: Any, notes: Any, entry: int) -> None:
         counts[NOTES] += 1
 
 
-@inlined
+@kernel
 def _put(entries: Any, entry: int, place: int) -> None:
     entries[entry, PLACE] = (entries[entry, PLACE] & NOTED) | place
 
@@ -142,7 +142,7 @@ def _put(entries: Any, entry: int, place: int) -> None:
 # -- the list --------------------------------------------------------------------------------------------------
 
 
-@inlined
+@kernel
 def _link(entries: Any, slots: Any, entry: int, better: int, worse: int) -> None:
     slot = entries[entry, SLOT]
     entries[entry, BETTER], entries[entry, WORSE] = better, worse
@@ -158,7 +158,7 @@ def _link(entries: Any, slots: Any, entry: int, better: int, worse: int) -> None
     _put(entries, entry, LISTED)
 
 
-@inlined
+@kernel
 def _unlink(entries: Any, slots: Any, entry: int) -> None:
     slot = entries[entry, SLOT]
     better, worse = entries[entry, BETTER], entries[entry, WORSE]
@@ -174,7 +174,7 @@ def _unlink(entries: Any, slots: Any, entry: int) -> None:
     _put(entries, entry, GONE)
 
 
-@inlined
+@kernel
 def _insert(entries: Any, slots: Any, kinds: Any, heap: Any, layout: Any, entry: int) -> None:
     """Find the place from both ends at once: the newest row is often among the best, or among the worst."""
     slot = entries[entry, SLOT]
@@ -260,7 +260,8 @@ def _refill(  # noqa: PLR0913, PLR0917  kernels know no objects
         alive = entries[entry, PLACE] & ~NOTED == WAITING
         worst = slots[slot, WORST]
         if alive and slots[slot, SIZE] >= layout.n:
-            if not layout.ties or compare(entries, kinds, heap, entry, worst) != 0:
+            equal = layout.ties and compare(entries, kinds, heap, entry, worst) == 0
+            if not equal:
                 return
         slots[slot, ROOT] = _without_root(entries, kinds, heap, layout, entry)
         if alive:
@@ -285,8 +286,10 @@ def _take_back(  # noqa: PLR0913, PLR0917
 # -- what is called --------------------------------------------------------------------------------------------
 
 
-@inlined
-def _stage(entries: Any, heap: Any, layout: Any, entry: int, fresh: Any, texts: Any, row: int, used: int) -> int:
+@kernel
+def _stage(  # noqa: PLR0913, PLR0917
+    entries: Any, heap: Any, layout: Any, entry: int, fresh: Any, texts: Any, row: int, used: int
+) -> int:
     codes = 1 + layout.columns
     for column in range(codes):
         entries[entry, NULLS + column] = fresh[row, column]
@@ -461,7 +464,7 @@ def settle(entries: Any, layout: Any, notes: Any, left: Any, came: Any, gone: An
                 came[0, coming], came[1, coming] = entry, now
                 coming += 1
             entries[entry, SHOWN] = now
-        if place == GONE or place == TAKEN_BACK:  # noqa: PLR1714  the compiler is quicker with it
+        if place in (GONE, TAKEN_BACK):  # noqa: PLR6201  the compiler knows no sets of constants
             gone[going] = entry
             going += 1
     return leaving, coming, going

@@ -36,8 +36,9 @@ class RankKeys:
     def __init__(self, by: Sequence[tuple[Expr, bool]], schema: pa.Schema) -> None:
         self._by = tuple(by)
         texts = [form_of(expr.type_in(schema), str(expr)) is Form.BYTES for expr, _ in by]
-        kinds = [(FALLING_BYTES if down else RISING_BYTES) if text else FIXED for text, (_, down) in zip(texts, by)]
-        self.kinds: Ints = np.array(kinds, np.int64)
+        bytes_kinds = [FALLING_BYTES if down else RISING_BYTES for _, down in by]
+        kinds = np.where(texts, bytes_kinds, FIXED)
+        self.kinds: Ints = kinds.astype(np.int64)
         self.spans = sum(texts)
 
     def of(self, batch: pa.RecordBatch) -> tuple[Ints, Bytes]:

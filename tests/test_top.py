@@ -293,7 +293,7 @@ def test_the_last_row_of_each_key() -> None:
 def test_a_changelog_has_no_event_time() -> None:
     stream = ms.Job("j").read(ms.memory_source(BIDS))
     assert stream.top(1, by="price").is_changelog
-    with pytest.raises(ms.JobError, match="window does not take a changelog|needs event time"):
+    with pytest.raises(ms.JobError, match="needs event time"):
         stream.top(1, by="price").window(ms.tumbling("1m")).agg(n=ms.count())
 
 
