@@ -85,7 +85,7 @@ class Layout(NamedTuple):
 
 
 @kernel
-def _compare_bytes(entries: Any, heap: Any, span: int, a: int, b: int) -> int:
+def _compare_bytes(entries: Any, heap: Any, span: int, a: int, b: int) -> Any:
     first, size = entries[a, span], entries[a, span + 1]
     second, other = entries[b, span], entries[b, span + 1]
     for step in range(min(size, other)):
@@ -464,7 +464,7 @@ def settle(entries: Any, layout: Any, notes: Any, left: Any, came: Any, gone: An
                 came[0, coming], came[1, coming] = entry, now
                 coming += 1
             entries[entry, SHOWN] = now
-        if place in (GONE, TAKEN_BACK):  # noqa: PLR6201  the compiler knows no sets of constants
+        if place in (GONE, TAKEN_BACK):
             gone[going] = entry
             going += 1
     return leaving, coming, going

@@ -92,7 +92,8 @@ class RankedLists:
 
     def slots_of(self, entries: Ints) -> Ints:
         """Return the slots of some entries."""
-        return self._entries[entries, SLOT]
+        slots: Ints = self._entries[entries, SLOT]
+        return slots
 
     def live(self) -> Ints:
         """Return the entries whose rows are there, listed or waiting, ascending."""

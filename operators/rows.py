@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 import numpy as np
@@ -44,16 +44,21 @@ class Rows:
             self._ends.pop()
         self._ends[len(self._batches) :] = [self._ends[len(self._batches) - 1] + self._batches[-1].num_rows]
 
-    def take(self, ids: Ints) -> pa.RecordBatch:
-        """Return some rows, in the order asked for."""
+    def take(self, ids: Ints, columns: Sequence[str] | None = None) -> pa.RecordBatch:
+        """Return some rows, in the order asked for.
+
+        Args:
+            columns: only these, at least one; None: all.
+        """
+        names = self._schema.names if columns is None else columns
         if not self._batches:
-            return pa.RecordBatch.from_pylist([], self._schema)
+            return pa.RecordBatch.from_pylist([], self._schema).select(names)
         if len(self._batches) == 1:
-            return self._batches[0].take(pa.array(ids))
+            return self._batches[0].select(names).take(pa.array(ids))
         order = np.argsort(ids, kind="stable")
         edges = np.searchsorted(ids[order], self._ends)
         parts = [
-            batch.take(pa.array(ids[order[first:last]] - base))
+            batch.select(names).take(pa.array(ids[order[first:last]] - base))
             for batch, base, first, last in zip(self._batches, self._ends, edges, edges[1:], strict=False)
         ]
         back = np.empty(len(ids), np.int64)
@@ -78,4 +83,4 @@ def _merge(first: pa.RecordBatch, second: pa.RecordBatch) -> bool:
     if 2 * second.num_rows < first.num_rows or rows > _MAX_ROWS:
         return False
     # ``nbytes`` counts what the rows take, not the buffers that they are slices of.
-    return first.nbytes + second.nbytes <= _MAX_BYTES
+    return bool(first.nbytes + second.nbytes <= _MAX_BYTES)
