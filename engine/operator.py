@@ -149,6 +149,11 @@ class OperatorSpec(ABC):
         """How the input must be distributed."""
         return FORWARD
 
+    def exchange_of(self, index: int) -> Exchange:
+        """How input ``index`` must be distributed, where inputs have keys of different names; all are of one kind."""
+        del index
+        return self.exchange()
+
     def state_tables(self, inputs: Sequence[pa.Schema]) -> tuple[StateTable, ...]:
         """Declare the operator's state; () means stateless."""
         del inputs

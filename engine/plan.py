@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import pyarrow as pa
 from millstream.engine.changelog import WEIGHT
-from millstream.engine.errors import JobError
+from millstream.engine.errors import InternalError, JobError
 from millstream.engine.expression import Expr, col
 from millstream.engine.graph import Edge, Graph, Node, OperatorId, Read, Write
 from millstream.engine.operator import FORWARD, MAIN, Exchange, ExchangeKind, OperatorSpec
@@ -218,7 +218,8 @@ def _stages(graph: Graph, parallelism: int, wanted: Wanted) -> tuple[Stage, ...]
     stage_of: dict[OperatorId, int] = {}
     drafts: list[tuple[int, list[OperatorId], tuple[StageInput, ...]]] = []
     for node in graph.nodes.values():
-        exchange = node.body.exchange() if isinstance(node.body, OperatorSpec) else FORWARD
+        exchanges = _exchanges(node)
+        exchange = exchanges[0] if exchanges else FORWARD
         upstream = [drafts[stage_of[edge.node]][0] for edge in node.inputs]
         width = _width(exchange, upstream, parallelism)
         if len(node.inputs) == 1 and width == upstream[0] and (exchange.kind is ExchangeKind.FORWARD or width == 1):
@@ -228,10 +229,19 @@ def _stages(graph: Graph, parallelism: int, wanted: Wanted) -> tuple[Stage, ...]
         combiner = (
             node.body.combiner(wanted[node.id]) if isinstance(node.body, OperatorSpec) and parallelism > 1 else None
         )
-        inputs = tuple(StageInput(edge, exchange, combiner) for edge in node.inputs)
+        inputs = tuple(StageInput(edge, into, combiner) for edge, into in zip(node.inputs, exchanges, strict=True))
         stage_of[node.id] = len(drafts)
         drafts.append((width, [node.id], inputs))
     return tuple(Stage(i, width, ids[0], tuple(ids), inputs) for i, (width, ids, inputs) in enumerate(drafts))
+
+
+def _exchanges(node: Node) -> list[Exchange]:
+    if not isinstance(node.body, OperatorSpec):
+        return [FORWARD for _ in node.inputs]
+    found = [node.body.exchange_of(index) for index in range(len(node.inputs))]
+    if len({exchange.kind for exchange in found}) > 1:
+        raise InternalError(f"{node.label}: its inputs cannot be distributed in different ways: {found}")
+    return found
 
 
 def _width(exchange: Exchange, upstream: list[int], parallelism: int) -> int:

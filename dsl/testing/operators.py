@@ -191,7 +191,7 @@ class _Running:
     def feed(self, input: int, batch: pa.RecordBatch) -> None:
         """Process a batch where its rows belong."""
         self._batches += 1
-        exchange = self._spec.exchange()
+        exchange = self._spec.exchange_of(input)
         if exchange.kind is ExchangeKind.HASH and len(self._subtasks) > 1:
             hashes = exchange_hash([batch.column(key) for key in exchange.keys], batch.num_rows)
             parts = partition(batch, hashes, len(self._subtasks))

@@ -1,0 +1,198 @@
+"""``Stream.join``: what is asked for, checked, and made an operator."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+from millstream.engine.errors import JobError
+from millstream.engine.expression import Expr, call, col, lit
+from millstream.engine.graph import Edge, Graph, check_columns
+from millstream.engine.time import Duration, micros
+from millstream.operators.join import HOWS
+from millstream.operators.join_columns import JoinedColumn, check_keys, join_columns
+from millstream.operators.timed_join import LATE_PORTS, Between, Nearness, SameWindow, TimedJoin
+from millstream.stream import Stream
+
+if TYPE_CHECKING:
+    from millstream.operators.windows import Window
+
+_MICROSECOND = dt.timedelta(microseconds=1)
+
+
+class JoinedStream(Stream):
+    """The rows of a join, and beside it those that came too late for it."""
+
+    def __init__(self, graph: Graph, edge: Edge, time: Expr | None, late: tuple[Expr, Expr] | None = None) -> None:
+        super().__init__(graph, edge, time)
+        self._late = late
+
+    @property
+    def late(self) -> Stream:
+        """The left rows that came too late, as they came; also those without event time.
+
+        Raises:
+            JobError: there are none, for rows are remembered for ever.
+        """
+        return self._beside(0)
+
+    @property
+    def late_right(self) -> Stream:
+        """As ``late``, of the right stream."""
+        return self._beside(1)
+
+    def _beside(self, side: int) -> Stream:
+        if self._late is None:
+            raise JobError("a join without between=, window= and ttl= keeps rows for ever: none is late")
+        return Stream(self._graph, Edge(self._edge.node, LATE_PORTS[side]), self._late[side])
+
+
+@dataclass(frozen=True)
+class Joining:
+    """What ``Stream.join`` was asked for."""
+
+    left: Stream
+    right: Stream
+    on: Any
+    how: str
+    suffix: str
+    where: Expr | None
+
+    def stream(self, between: Any, window: Window | None, ttl: Duration | None, name: str | None) -> JoinedStream:
+        """Add the operator to the graph; return what comes out of it."""
+        self._check()
+        if sum(part is not None for part in (between, window, ttl)) > 1:
+            raise JobError("join(): between=, window= and ttl= say three different things: give one of them, or none")
+        if ttl is not None:
+            reach = micros(ttl)
+            between = (dt.timedelta(microseconds=-reach), dt.timedelta(microseconds=reach))
+        if between is not None:
+            return self._timed(self._between(between), name)
+        if window is not None:
+            return self._timed(self._same_window(window), name)
+        raise JobError("join() needs between=, window= or ttl=")
+
+    def _check(self) -> None:
+        if not isinstance(self.right, Stream):
+            raise JobError(f"join() takes a stream, got {self.right!r}")
+        if self.right._graph is not self.left._graph:
+            raise JobError("join() of streams of two jobs: a stream belongs to the job whose read() began it")
+        if self.how not in HOWS:
+            raise JobError(f"join(how={self.how!r}): how is one of {', '.join(map(repr, HOWS))}")
+        if self.where is not None and not isinstance(self.where, Expr):
+            raise JobError(f"join(where=...) takes a condition such as col('a') > col('b'), got {self.where!r}")
+        if not self.suffix or not isinstance(self.suffix, str):
+            raise JobError(f"join(suffix={self.suffix!r}): it is put behind the names of right columns, as in '_right'")
+
+    def _keys(self) -> list[tuple[str, str]]:
+        if isinstance(self.on, Mapping):
+            keys = list(self.on.items())
+        else:
+            keys = [(key, key) for key in ([self.on] if isinstance(self.on, str) else self.on)]
+        if not keys:
+            raise JobError("join(on=...) needs a column: on='id', on=['a', 'b'] or on={'left_name': 'right_name'}")
+        check_columns(self.left.schema, [left for left, _ in keys], "join(): the left stream")
+        check_columns(self.right.schema, [right for _, right in keys], "join(): the right stream")
+        check_keys(keys, self.left.schema, self.right.schema)
+        return keys
+
+    # -- near each other in time -------------------------------------------------------------------------------
+
+    def _timed(self, nearness: Nearness, name: str | None) -> JoinedStream:
+        left_time, right_time = self._times()
+        for stream, side in ((self.left, "left"), (self.right, "right")):
+            if stream.is_changelog:
+                raise JobError(
+                    f"join(between=, window= or ttl=): the {side} stream is a changelog, whose rows may be taken back, "
+                    "while what such a join puts out stands: leave these out to get a changelog, or put .changes() "
+                    "before it"
+                )
+        keys = self._keys()
+        windows = isinstance(nearness, SameWindow)
+        columns = join_columns(self.left.schema, self.right.schema, keys, self.suffix, windows)
+        spec = TimedJoin(
+            left_keys=tuple(left for left, _ in keys),
+            right_keys=tuple(right for _, right in keys),
+            how=self.how,
+            columns=columns,
+            where=self.where,
+            left_time=left_time,
+            right_time=right_time,
+            nearness=nearness,
+        )
+        graph = self.left._graph
+        node = graph.operator(spec, [self.left._edge, self.right._edge], name)
+        time = col("window_end") - lit(_MICROSECOND) if windows else self._later(columns)
+        return JoinedStream(graph, Edge(node.id), time, (left_time, right_time))
+
+    def _times(self) -> tuple[Expr, Expr]:
+        for stream, side in ((self.left, "left"), (self.right, "right")):
+            if stream._time is None:
+                raise JobError(
+                    f"join(between=, window= or ttl=): the {side} stream has no event time: name its column in "
+                    "job.read(..., event_time='at'), and keep that column in select(), drop() and map()"
+                )
+        assert self.left._time is not None
+        assert self.right._time is not None
+        return self.left._time, self.right._time
+
+    def _between(self, between: Any) -> Between:
+        if not isinstance(between, tuple) or len(between) != 2:
+            raise JobError(
+                "join(between=...) takes the earliest and the latest event time of right rows, as in "
+                f"between=('-5m', '0s') or between=(col('at'), col('expires')); got {between!r}"
+            )
+        return Between(*(self._bound(bound) for bound in between))
+
+    def _bound(self, bound: Any) -> Expr:
+        if isinstance(bound, Expr):
+            return bound
+        shift = _signed_micros(bound)
+        time, _ = self._times()
+        if shift == 0:
+            return time
+        if pa.types.is_int64(time.type_in(self.left.schema)):
+            return time + lit(shift)
+        delta = lit(dt.timedelta(microseconds=abs(shift)))
+        return time + delta if shift > 0 else time - delta
+
+    def _same_window(self, window: Window) -> SameWindow:
+        from millstream.operators.session_window import SessionWindow
+        from millstream.operators.windows import Window
+
+        if not isinstance(window, Window):
+            raise JobError(f"join(window=...) takes a window such as ms.tumbling('1m'), got {window!r}")
+        if isinstance(window, SessionWindow):
+            raise JobError(
+                "join(window=ms.session(...)) is not possible: sessions end by the rows of one stream. Write "
+                "between=('-30m', '30m') for rows that are not far from each other"
+            )
+        return SameWindow(window)
+
+    def _later(self, columns: Sequence[JoinedColumn]) -> Expr | None:
+        """The later of the event times of a pair; None if the output has rows that are no pairs."""
+        left_time, right_time = self._times()
+        if self.how != "inner":
+            return None
+        named = {column.right: col(column.name) for column in columns if column.right is not None}
+        right_time = right_time.substitute(named)
+        types = [
+            time.type_in(stream.schema) for time, stream in zip(self._times(), (self.left, self.right), strict=True)
+        ]
+        if types[0] != types[1]:
+            left_time, right_time = left_time.cast(pa.timestamp("us")), right_time.cast(pa.timestamp("us"))
+        return call("max_element_wise", left_time, right_time)
+
+
+def _signed_micros(bound: Any) -> int:
+    """Return a duration, which may be negative, as microseconds."""
+    if isinstance(bound, str) and bound.strip().startswith("-"):
+        return -micros(bound.strip()[1:])
+    if isinstance(bound, dt.timedelta):
+        return bound // _MICROSECOND
+    if isinstance(bound, (int, float)) and bound < 0:
+        return -micros(-bound)
+    return micros(bound)
