@@ -1,4 +1,10 @@
-"""Makes staged files visible, all of an epoch in one step where that was asked for."""
+"""Makes staged files visible, all of an epoch in one step where that was asked for.
+
+A reader may take a file away as soon as it can see it, and the process may die at any moment. So a file that is
+neither staged nor in its place is either taken or lost, and one durable note tells which: before the first file of an
+epoch is moved, and once all of them were seen to be there, ``publishing`` names the epoch and what is in it. From
+then on what is missing has been visible, and is a reader's. Without that note nothing has been, and it is lost.
+"""
 
 from __future__ import annotations
 
@@ -7,19 +13,30 @@ import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
 import msgspec
-from millstream.connectors.durable import blame_disk, make_folder, make_folder_below, size_of, sync_folder
+from millstream.connectors.durable import (
+    blame_disk,
+    make_folder,
+    make_folder_below,
+    overwrite,
+    size_of,
+    sync_folder,
+)
 from millstream.connectors.files_layout import Layout, StagedFile
 from millstream.engine.errors import ExternalError, JobError
 from millstream.engine.failpoints import hit
 from millstream.engine.sink import Committable, Committer
 
-_LEFTOVER = re.compile(r"g\d+|epoch-\d+-[0-9a-f]{8}")
+_LEFTOVER: Final = re.compile(r"g\d+|epoch-\d+-[0-9a-f]{8}")
+
+_MARKER_BYTES: Final = 256
+"""Both numbers and a digest fit; a size that stays is overwritten without a word to the file system's journal."""
 
 
 class _Marker(msgspec.Struct, frozen=True):
-    """The last epoch made visible, and what was in it."""
+    """An epoch, and what was in it."""
 
     epoch: int
     digest: str
@@ -32,6 +49,7 @@ class FilesCommitter(Committer):
         self._name = name
         self._layout = layout
         self._atomic_epochs = atomic_epochs
+        self._announced = False
 
     def commit(self, epoch: int, committables: Sequence[Committable]) -> None:
         """Make an epoch visible; each step finds out whether it was already taken.
@@ -42,15 +60,20 @@ class FilesCommitter(Committer):
         """
         files = [StagedFile.of(c.payload) for c in committables]
         with blame_disk(self._name, f"making epoch {epoch} visible"):
-            marker = self._read_marker()
             wanted = _Marker(epoch, _digest(files))
-            if marker is not None and marker.epoch >= epoch and marker != wanted:
-                raise JobError(self._older_store(f"epoch {marker.epoch} of this job is in place already"))
-            # Readers may have taken finished files away by now, so the marker decides and not the folder.
-            if not files or marker == wanted:
+            publishing, committed = _read(self._layout.publishing), _read(self._layout.committed)
+            for known in (publishing, committed):
+                if known is not None and known.epoch >= epoch and known != wanted:
+                    raise JobError(self._older_store(f"epoch {known.epoch} of this job is in place already"))
+            if not files or committed == wanted:
                 return
+            if publishing != wanted:
+                self._check_all_there(epoch, files)
+                self._announce(wanted)
+            hit("files.publishing")
             self._publish(epoch, files)
-            self._write_marker(wanted)
+            hit("files.visible")
+            self._say_committed(wanted)
 
     def discard_uncommitted(self) -> None:
         """Remove what other generations of this job staged for this sink."""
@@ -59,87 +82,116 @@ class FilesCommitter(Committer):
                 if _LEFTOVER.fullmatch(entry.name) and entry.name != self._layout.generation_name:
                     shutil.rmtree(entry)
 
+    # -- before anything is visible ----------------------------------------------------------------------------
+
+    def _check_all_there(self, epoch: int, files: Sequence[StagedFile]) -> None:
+        """Raise unless every file is staged; or in its place already, as after somebody removed the markers."""
+        name = self._layout.epoch_name(epoch)
+        gathered, visible = self._layout.staging / name, self._layout.folder / name
+        others = (gathered, visible) if self._in_a_folder(files) else (self._layout.folder,)
+        for file in files:
+            for path in (self._layout.staging / file.staged, *(other / file.path for other in others)):
+                if self._is_whole(path, file):
+                    break
+            else:
+                raise ExternalError(self._lost(file, others[-1]))
+
+    def _announce(self, wanted: _Marker) -> None:
+        """Write down, durably, that the files of an epoch may be visible from now on.
+
+        It is overwritten in place. If a power cut tears it, nothing has been moved yet, and no marker is needed.
+        """
+        overwrite(self._layout.publishing, msgspec.json.encode(wanted).ljust(_MARKER_BYTES))
+        if not self._announced:
+            sync_folder(self._layout.staging)
+            self._announced = True
+
+    # -- making it visible: what is not staged any more has been moved, and may have been taken away ------------
+
     def _publish(self, epoch: int, files: Sequence[StagedFile]) -> None:
-        if not self._atomic_epochs:
-            self._move(files, self._layout.folder)
-        elif len(files) == 1 and not files[0].partition:
-            # The visible step: before it a reader finds nothing of the epoch, after it the only file.
-            self._move(files, self._layout.folder)
-        else:
+        if self._in_a_folder(files):
             self._publish_folder(self._layout.epoch_name(epoch), files)
+        else:
+            # For a whole epoch of one file, this rename is the visible step.
+            self._move(files, self._layout.folder)
+
+    def _in_a_folder(self, files: Sequence[StagedFile]) -> bool:
+        return self._atomic_epochs and (len(files) > 1 or bool(files[0].partition))
 
     def _publish_folder(self, name: str, files: Sequence[StagedFile]) -> None:
         gathered, visible = self._layout.staging / name, self._layout.folder / name
-        if visible.exists():
+        staged = any(size_of(self._layout.staging / file.staged) is not None for file in files)
+        if staged and visible.exists():
+            raise JobError(self._older_store(f"the folder {name} exists already"))
+        # With neither it was visible, and is still, or a reader has taken all of it.
+        if staged or gathered.exists():
+            make_folder(gathered)
+            self._move(files, gathered)
             for file in files:
-                self._check_in_place(file, visible)
-            return
-        make_folder(gathered)
-        self._move(files, gathered)
-        hit("files.gathered")
-        # The visible step: before it a reader finds nothing of the epoch, after it every file.
-        gathered.rename(visible)
+                if not self._is_whole(gathered / file.path, file):
+                    raise ExternalError(self._lost(file, visible))
+            hit("files.gathered")
+            # The visible step: before it a reader finds nothing of the epoch, after it every file.
+            gathered.rename(visible)
         sync_folder(self._layout.folder)
         sync_folder(self._layout.staging)
 
     def _move(self, files: Sequence[StagedFile], target: Path) -> None:
-        """Move staged files to their places below ``target``, durably; files that are there already stay."""
-        touched = set()
+        """Move the files that are still staged to their places below ``target``, durably."""
         for file in files:
             staged = self._layout.staging / file.staged
-            size = size_of(staged)
-            if size is None:
-                self._check_in_place(file, target)
-                touched.add(target / file.partition)
+            if not self._is_whole(staged, file):
                 continue
-            if size != file.size:
-                raise ExternalError(self._changed(file, staged, size))
             folder = make_folder_below(target, file.partition)
             if (folder / file.final).exists():
                 raise JobError(self._older_store(f"the file {folder / file.final} exists already"))
             staged.rename(folder / file.final)
-            touched.add(folder)
             hit("files.rename")
-        for folder in sorted(touched):
-            sync_folder(folder)
+        for folder in sorted({target / file.partition for file in files}):
+            # A reader that has taken all files of a partition may have removed its folder too.
+            if folder.exists():
+                sync_folder(folder)
 
-    def _check_in_place(self, file: StagedFile, target: Path) -> None:
-        """Raise unless the file was moved already."""
-        size = size_of(target / file.path)
-        if size is None:
+    def _say_committed(self, wanted: _Marker) -> None:
+        """Say that an epoch is visible. It may be torn by a power cut: it saves steps, ``publishing`` is the truth."""
+        fresh = self._layout.committed.with_name("committed.new")
+        fresh.write_bytes(msgspec.json.encode(wanted))
+        fresh.replace(self._layout.committed)
+
+    # -- what can be wrong ---------------------------------------------------------------------------------------
+
+    def _is_whole(self, path: Path, file: StagedFile) -> bool:
+        """Whether the file is there; raises ExternalError if it is not the one that was written."""
+        size = size_of(path)
+        if size not in (None, file.size):
             raise ExternalError(
-                f"{self._name}: the {file.rows} rows of {file.final} are lost: the file is neither staged at "
-                f"{self._layout.staging / file.staged} nor in its place at {target / file.path}; some other "
-                "program has removed it. Put it back and start the job again"
+                f"{self._name}: {path} has {size} bytes, but {file.size} were written: some other program has "
+                "changed it, or the disk has lost part of it. Put the file back as it was and start the job again"
             )
-        if size != file.size:
-            raise ExternalError(self._changed(file, target / file.path, size))
+        return size is not None
 
-    def _changed(self, file: StagedFile, path: Path, size: int) -> str:
+    def _lost(self, file: StagedFile, target: Path) -> str:
         return (
-            f"{self._name}: {path} has {size} bytes, but {file.size} were written: some other program has "
-            "changed it, or the disk has lost part of it. Put the file back as it was and start the job again"
+            f"{self._name}: the {file.rows} rows of {file.final} are lost: the file is neither staged at "
+            f"{self._layout.staging / file.staged} nor in its place at {target / file.path}, and it was not visible "
+            "yet; some other program has removed it. Put it back and start the job again"
         )
 
-    def _read_marker(self) -> _Marker | None:
-        try:
-            return msgspec.json.decode(self._layout.marker.read_bytes(), type=_Marker)
-        except (FileNotFoundError, msgspec.DecodeError):
-            # Torn by a power cut: it is a short cut only, the folder itself still tells what is in place.
-            return None
-
-    def _write_marker(self, marker: _Marker) -> None:
-        fresh = self._layout.marker.with_name("committed.new")
-        fresh.write_bytes(msgspec.json.encode(marker))
-        fresh.replace(self._layout.marker)
-
     def _older_store(self, found: str) -> str:
+        markers = f"{self._layout.publishing} and {self._layout.committed.name} beside it"
         return (
             f"{self._name}: {found} in {self._layout.folder}, but the checkpoint store knows nothing of it: an "
             "older copy of the store has been put back, and going on would write the same rows twice. Put the newer "
             f"store back; or, if the job is to go back in time, remove its files (part-{self._layout.tag}-*, "
-            f"epoch-*-{self._layout.tag}) newer than the checkpoint, and {self._layout.marker}"
+            f"epoch-*-{self._layout.tag}) newer than the checkpoint, and {markers}"
         )
+
+
+def _read(marker: Path) -> _Marker | None:
+    try:
+        return msgspec.json.decode(marker.read_bytes(), type=_Marker)
+    except (FileNotFoundError, msgspec.DecodeError):
+        return None
 
 
 def _digest(files: Sequence[StagedFile]) -> str:

@@ -11,7 +11,8 @@
     └── .millstream/revenue/<sink>/<job>/       the staging folder
         ├── g3/….parquet.staged                 what generation 3 has prepared
         ├── epoch-000000000018-1f3a9c02/        an epoch that is about to appear
-        └── committed                           the last epoch that did
+        ├── publishing                          the last epoch of which files may have appeared
+        └── committed                           the last epoch of which all have
 
 Staging is beside the folder and not inside it because DuckDB's ``**`` and pathlib's walk hidden folders too:
 a reader of ``out/revenue/**/*.parquet`` would see an epoch that is only half gathered.
@@ -114,7 +115,12 @@ class Layout:
         return f"g{self.generation}"
 
     @property
-    def marker(self) -> Path:
+    def publishing(self) -> Path:
+        """The file that names the last epoch this job has begun to make visible here."""
+        return self.staging / "publishing"
+
+    @property
+    def committed(self) -> Path:
         """The file that names the last epoch this job has made visible here."""
         return self.staging / "committed"
 

@@ -36,8 +36,10 @@ NAMES: Final = (
     "sink.commit",  # before a committer makes an epoch visible
     "sink.committed",  # after it
     "files.staged",  # a staged file is written, not yet on disk for sure
+    "files.publishing",  # it is written down that an epoch may be visible from now on; nothing of it is
     "files.rename",  # one of an epoch's files has been moved
     "files.gathered",  # all of them have been; the epoch's folder is not visible yet
+    "files.visible",  # all of the epoch is visible; that is not written down yet
     "recovery.begin",  # the store is open, nothing decided
     "recovery.commit_again",  # before the last epoch's effects are repeated
     "recovery.discard",  # before leftovers of the dead generation are removed

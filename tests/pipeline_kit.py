@@ -81,7 +81,7 @@ def leftovers(folder: Path) -> list[str]:
     found = []
     for path in (folder / "output").rglob("*"):
         if path.relative_to(folder / "output").parts[0] == ".millstream":
-            if path.is_file() and path.name != "committed":
+            if path.is_file() and path.name not in ("committed", "publishing"):
                 found.append(path)
         elif path.is_file():
             if not FINISHED.fullmatch(path.name):

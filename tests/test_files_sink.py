@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import resource
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from decimal import Decimal
@@ -17,8 +18,9 @@ import pytest
 from millstream.connectors.files_agreement import RollAgreement
 from millstream.connectors.files_sink import FileSink, byte_size, csv, jsonl, parquet
 from millstream.connectors.files_writer import HELD
+from millstream.engine import failpoints
 from millstream.engine.errors import ExternalError, JobError, SchemaError
-from millstream.engine.sink import SinkContext, SinkWriter
+from millstream.engine.sink import Committable, SinkContext, SinkWriter
 from millstream.engine.state import StateDelta
 from millstream.engine.time import ManualClock
 
@@ -52,6 +54,25 @@ def publish(sink: FileSink, *batches: pa.RecordBatch, epoch: int = 1, where: Sin
     for batch in batches:
         writer.write(batch)
     sink.committer(batches[0].schema, where).commit(epoch, writer.prepare(epoch, final=True))
+
+
+def prepared(sink: FileSink, first_id: int, subtasks: int = 1, generation: int = 1) -> list[Committable]:
+    """Stage a file per subtask."""
+    committables: list[Committable] = []
+    for subtask in range(subtasks):
+        writer = sink.writer(SCHEMA, context(generation, subtask, subtasks))
+        writer.write(rows(first_id + subtask))
+        committables += writer.prepare(1, final=True)
+    return committables
+
+
+@contextmanager
+def armed(failpoint: str) -> Iterator[None]:
+    """Fail at a fail point, and go on behind the block."""
+    failpoints.arm(failpoint)
+    with pytest.raises(failpoints.FailpointError):
+        yield
+    failpoints.disarm()
 
 
 # -- formats ----------------------------------------------------------------------------------------------------
@@ -272,6 +293,58 @@ def test_a_staged_file_that_was_taken_away_is_reported(tmp_path: Path) -> None:
     staged.unlink()
     with pytest.raises(ExternalError, match=r"the 2 rows of part-.* are lost.*some other program has removed it"):
         sink.committer(SCHEMA, context()).commit(1, committables)
+
+
+@pytest.mark.parametrize("files_of_it", [1, 2])
+def test_what_was_visible_may_be_taken_away_before_that_is_written_down(tmp_path: Path, files_of_it: int) -> None:
+    sink = parquet(tmp_path / "out", hold_bytes=0)
+    committables = prepared(sink, 1, subtasks=files_of_it)
+    with armed("files.visible=raise"):
+        sink.committer(SCHEMA, context()).commit(1, committables)
+    for seen in (tmp_path / "out").iterdir():
+        shutil.move(seen, tmp_path)
+    for _ in range(2):
+        sink.committer(SCHEMA, context(generation=2)).commit(1, committables)
+        assert files(tmp_path / "out") == []
+
+
+def test_the_word_for_one_epoch_is_no_excuse_for_another(tmp_path: Path) -> None:
+    sink = parquet(tmp_path / "out", hold_bytes=0)
+    sink.committer(SCHEMA, context()).commit(1, prepared(sink, 1))
+    committables = prepared(sink, 2, generation=2)
+    (staged,) = (tmp_path / ".millstream").rglob("*.staged")
+    staged.unlink()
+    with pytest.raises(ExternalError, match="are lost"):
+        sink.committer(SCHEMA, context(generation=2)).commit(2, committables)
+
+
+def test_what_is_missing_from_a_folder_that_nobody_has_seen_is_lost(tmp_path: Path) -> None:
+    sink = parquet(tmp_path / "out", hold_bytes=0)
+    committables = prepared(sink, 1, subtasks=2)
+    with armed("files.rename=raise"):
+        sink.committer(SCHEMA, context()).commit(1, committables)
+    (staged,) = (tmp_path / ".millstream").rglob("*.staged")
+    staged.unlink()
+    with pytest.raises(ExternalError, match=r"are lost.*was not visible yet"):
+        sink.committer(SCHEMA, context()).commit(1, committables)
+    assert files(tmp_path / "out") == []
+
+
+def test_an_epoch_that_was_begun_by_a_newer_store_is_refused(tmp_path: Path) -> None:
+    sink = parquet(tmp_path / "out", hold_bytes=0)
+    with armed("files.publishing=raise"):
+        sink.committer(SCHEMA, context()).commit(2, prepared(sink, 1))
+    with pytest.raises(JobError, match=r"epoch 2 of this job is in place already.*older copy of the store"):
+        sink.committer(SCHEMA, context(generation=2)).commit(2, prepared(sink, 2, generation=2))
+
+
+def test_an_epoch_without_files_touches_nothing(tmp_path: Path) -> None:
+    sink = parquet(tmp_path / "out", hold_bytes=0)
+    committer = sink.committer(SCHEMA, context())
+    committer.commit(1, prepared(sink, 1))
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    committer.commit(2, [])
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
 
 
 def test_a_staged_file_that_was_changed_is_reported(tmp_path: Path) -> None:

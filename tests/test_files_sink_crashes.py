@@ -101,7 +101,22 @@ def visible(folder: Path) -> Counter[int]:
 
 
 def staged(folder: Path) -> list[str]:
-    return [p.name for p in (folder.parent / ".millstream").rglob("*") if p.is_file() and p.name != "committed"]
+    return [
+        p.name
+        for p in (folder.parent / ".millstream").rglob("*")
+        if p.is_file() and p.name not in ("committed", "publishing")
+    ]
+
+
+PUBLISHING = [
+    "",
+    "files.publishing=raise",
+    "files.rename=raise@1",
+    "files.rename=raise@2",
+    "files.gathered=raise",
+    "files.visible=raise",
+]
+"""Where making an epoch visible may be cut short."""
 
 
 class CrashMachine(RuleBasedStateMachine):
@@ -136,6 +151,7 @@ class CrashMachine(RuleBasedStateMachine):
         self.uncovered: set[int] = set()  # handed over at a barrier whose checkpoint is not committed
         self.cuts: list[tuple[int, frozenset[int]]] = [(0, frozenset())]
         self.seen: Counter[int] = Counter()
+        self.taken: Counter[int] = Counter()  # what a reader has moved away
         self.running: Running | None = None
         self.start(parallelism)
 
@@ -176,7 +192,7 @@ class CrashMachine(RuleBasedStateMachine):
         late=st.lists(st.tuples(st.integers(0, 2), st.integers(1, 30)), max_size=3),
         stop_after=st.integers(0, 8),
         abort=st.booleans(),
-        where=st.sampled_from(["files.rename=raise@1", "files.rename=raise@2", "files.gathered=raise", ""]),
+        where=st.sampled_from(PUBLISHING),
     )
     def checkpoint(self, order, late, stop_after: int, abort: bool, where: str) -> None:
         """Prepare in some order, with rows coming in between; stop anywhere, or go through."""
@@ -210,7 +226,7 @@ class CrashMachine(RuleBasedStateMachine):
             self.crash()
         failpoints.disarm()
 
-    @rule(parallelism=st.integers(1, 3), where=st.sampled_from(["files.rename=raise@1", "files.gathered=raise", ""]))
+    @rule(parallelism=st.integers(1, 3), where=st.sampled_from(PUBLISHING))
     def restart(self, parallelism: int, where: str) -> None:
         """Crash, and perhaps once more while recovering."""
         self.crash()
@@ -222,11 +238,21 @@ class CrashMachine(RuleBasedStateMachine):
             self.start(parallelism)
         failpoints.disarm()
 
+    @rule(folders=st.booleans(), which=st.lists(st.booleans(), min_size=1))
+    def take_away(self, folders: bool, which: list[bool]) -> None:
+        """A reader moves some of the files away that it sees; and, with all of a folder's, the folder."""
+        for turn, path in enumerate(sorted(self.folder.rglob("*.parquet"))):
+            if which[turn % len(which)]:
+                self.taken.update(pq.ParquetFile(path).read(columns=["id"]).column("id").to_pylist())
+                path.unlink()
+                if folders and path.parent != self.folder and not any(path.parent.iterdir()):
+                    path.parent.rmdir()
+
     @invariant()
     def a_reader_sees_whole_epochs_once(self) -> None:
         if not hasattr(self, "folder"):
             return
-        now = visible(self.folder)
+        now = visible(self.folder) + self.taken
         assert max(now.values(), default=1) == 1, [i for i, n in now.items() if n > 1]
         assert now >= self.seen
         assert set(now) <= self.covered
@@ -242,7 +268,7 @@ class CrashMachine(RuleBasedStateMachine):
         if self.again:
             self.write_some(0, len(self.again), ["b"])
         self.running.checkpoint(final=True)
-        assert visible(self.folder) == Counter(range(self.next_id))
+        assert visible(self.folder) + self.taken == Counter(range(self.next_id))
         assert not staged(self.folder)
         self.running = None
         shutil.rmtree(self.home)
