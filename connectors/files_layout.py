@@ -74,17 +74,8 @@ class Layout:
     generation: int
 
     @staticmethod
-    def of(folder: Path, staging: Path | None, context: SinkContext) -> Layout:
-        """Work out the places; touches nothing."""
-        folder = folder.resolve()
-        if folder == folder.parent:
-            raise JobError(f"a file sink cannot write to {folder}: give it a folder of its own")
-        home = folder.parent / ".millstream" if staging is None else staging.resolve()
-        if home == folder or folder in home.parents:
-            raise JobError(
-                f"staging={str(home)!r} is inside {str(folder)!r}, where readers would find unfinished "
-                "files; give a folder outside of it, on the same file system"
-            )
+    def of(folder: Path, home: Path, context: SinkContext) -> Layout:
+        """Work out the places; touches nothing. Staging folders are below ``home``."""
         tag = hashlib.blake2s(f"{context.job_id}/{context.sink_id}".encode(), digest_size=4).hexdigest()
         staging = home / folder.name / escape(context.sink_id) / escape(context.job_id)
         return Layout(folder, staging, tag, context.generation)

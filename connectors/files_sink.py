@@ -85,7 +85,7 @@ def parquet(  # noqa: PLR0913
     FileSink(parquet:revenue)
     """
     rule = _rule(roll_rows, roll_bytes, roll_age, hold_bytes)
-    places = _Places(Path(folder), None if staging is None else Path(staging))
+    places = _Places(Path(folder), None if staging is None else Path(staging), Path.cwd())
     return FileSink(Parquet(compression), places, tuple(partition_by), atomic_epochs, rule, clock, name)
 
 
@@ -105,7 +105,7 @@ def csv(  # noqa: PLR0913
 ) -> FileSink:
     """Write rows to CSV files with a header; else as ``parquet``. ``compression``: none, gzip, zstd or bz2."""
     rule = _rule(roll_rows, roll_bytes, roll_age, hold_bytes)
-    places = _Places(Path(folder), None if staging is None else Path(staging))
+    places = _Places(Path(folder), None if staging is None else Path(staging), Path.cwd())
     return FileSink(Csv(compression), places, tuple(partition_by), atomic_epochs, rule, clock, name)
 
 
@@ -128,14 +128,30 @@ def jsonl(  # noqa: PLR0913
     Times are ISO 8601, bytes base64, decimals texts; NaN and infinities become null, since JSON has none.
     """
     rule = _rule(roll_rows, roll_bytes, roll_age, hold_bytes)
-    places = _Places(Path(folder), None if staging is None else Path(staging))
+    places = _Places(Path(folder), None if staging is None else Path(staging), Path.cwd())
     return FileSink(JsonLines(compression), places, tuple(partition_by), atomic_epochs, rule, clock, name)
 
 
 @dataclass(frozen=True, slots=True)
 class _Places:
+    """The folders as they were written, and the folder the process was in then."""
+
     folder: Path
     staging: Path | None
+    home: Path
+
+    def resolved(self) -> tuple[Path, Path]:
+        """Return the folder for finished files, and the one for unfinished ones."""
+        folder = (self.home / self.folder).resolve()
+        if folder == folder.parent:
+            raise JobError(f"a file sink cannot write to {folder}: give it a folder of its own")
+        staging = folder.parent / ".millstream" if self.staging is None else (self.home / self.staging).resolve()
+        if staging == folder or folder in staging.parents:
+            raise JobError(
+                f"staging={str(self.staging)!r} is inside {str(folder)!r}, where readers would find unfinished "
+                "files; give a folder outside of it, on the same file system"
+            )
+        return folder, staging
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,6 +236,11 @@ class FileSink(Sink):
         """Declare the rows that are in no file yet."""
         return (HeldSchema.of(plain_schema(schema)).table(),)
 
+    def folders(self) -> tuple[str, ...]:
+        """The folder for finished files, and the one for unfinished ones."""
+        folder, staging = self.places.resolved()
+        return str(folder), str(staging)
+
     def guarantee(self) -> str:
         """One sentence for the plan."""
         once = "exactly once: files are renamed into place after the checkpoint that covers them"
@@ -229,7 +250,7 @@ class FileSink(Sink):
 
     def _layout(self, context: SinkContext) -> Layout:
         with blame_disk(self.name, "making its folders"):
-            layout = Layout.of(self.places.folder, self.places.staging, context)
+            layout = Layout.of(*self.places.resolved(), context)
             layout.make()
         return layout
 

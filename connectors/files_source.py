@@ -190,6 +190,10 @@ class FilesSource(Source):
         """What row groups are passed over by."""
         return self.plan.predicate
 
+    def folders(self) -> tuple[str, ...]:
+        """The folder, or file, that positions are relative to."""
+        return (str(self.listing.base.resolve()),)
+
     def guarantee(self) -> str:
         """What is read again after a crash."""
         return "replayable: the position in every file is in the checkpoint"

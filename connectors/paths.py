@@ -39,13 +39,15 @@ class FileListing:
     below it for which ``in_folder`` says yes. Files and folders whose names start with ``.`` or ``_``, and files
     named ``*.tmp``, are somebody's unfinished work and passed over, unless a pattern spells that first letter.
 
-    A file is complete when it appears: its size is looked up once.
+    A file is complete when it appears: its size is looked up once. Relative patterns stay relative to the folder the
+    process is in now, wherever it goes later.
     """
 
     def __init__(self, patterns: Sequence[str], in_folder: Callable[[str], bool]) -> None:
         self._patterns = [_checked(pattern) for pattern in patterns]
         self._in_folder = in_folder
-        self._base = Path(os.path.commonpath([_fixed_part(pattern) for pattern in self._patterns]))
+        self._home = Path.cwd()
+        self._base = Path(os.path.commonpath([self._home / _fixed_part(pattern) for pattern in self._patterns]))
         self._lock = threading.Lock()
         self._known: dict[str, FoundFile] = {}
         self._listed: list[FoundFile] = []
@@ -99,11 +101,13 @@ class FileListing:
             fixed = _fixed_part(pattern)
             # Without any folder in the pattern nothing of it is fixed.
             rest = [part for part in pattern[0 if fixed == "." else len(fixed) :].split("/") if part]
-            yield from _matching(fixed, rest)
-        elif Path(pattern).is_dir():
-            yield from (path for path in _matching(pattern, ["**", "*"]) if self._in_folder(path))
-        elif Path(pattern).exists():
-            yield pattern
+            yield from _matching(str(self._home / fixed), rest)
+            return
+        whole = self._home / pattern
+        if whole.is_dir():
+            yield from (path for path in _matching(str(whole), ["**", "*"]) if self._in_folder(path))
+        elif whole.exists():
+            yield str(whole)
 
     def _file(self, path: str) -> FoundFile | None:
         if path in self._known:
@@ -165,7 +169,7 @@ def _matching(folder: str, parts: Sequence[str]) -> Iterator[str]:
             if entry.is_dir():
                 yield from _matching(entry.path, rest)
         elif entry.is_file():
-            yield _tidy(entry.path)
+            yield entry.path
 
 
 def _entries(folder: str) -> list[os.DirEntry[str]]:
@@ -174,10 +178,6 @@ def _entries(folder: str) -> list[os.DirEntry[str]]:
             return list(entries)
     except FileNotFoundError:  # not there yet, or deleted while we walked
         return []
-
-
-def _tidy(path: str) -> str:
-    return path[2:] if path.startswith("./") else path
 
 
 def _unfinished(name: str, pattern: str) -> bool:

@@ -104,6 +104,7 @@ class Job:
         exactly_once: bool = False,
         control: Control | None = None,
         on_status: Callable[[JobStatus], None] | None = None,
+        moved_from: str | Path | None = None,
     ) -> JobResult:
         """Run the job until its sources end, or until ``control.stop()``.
 
@@ -116,6 +117,8 @@ class Job:
             exactly_once: refuse to run unless every path from source to sink is exactly-once.
             control: to stop it from elsewhere.
             on_status: called now and then with the job's numbers.
+            moved_from: the folder that held store, input and output before they were moved, all together. Without
+                it, files in other folders than at the last start are refused.
 
         Raises:
             JobError: the job cannot work as written.
@@ -144,6 +147,7 @@ class Job:
             checkpoints=CheckpointSettings(every=interval, timeout=timeout),
             restarts=restarts,
             on_status=on_status,
+            moved_from=Path(moved_from).resolve() if moved_from is not None else None,
         )
         return run_job(plan, settings, control=control)
 

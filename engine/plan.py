@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 import pyarrow as pa
 from millstream.engine.changelog import WEIGHT
@@ -119,15 +120,14 @@ def _keeps_something(graph: Graph, node: Node) -> bool:
 
 def _state(graph: Graph, node: Node, parallelism: int) -> OperatorState:
     inputs = [graph.schema(edge) for edge in node.inputs]
+    known = partial(OperatorState, node.id, node.name, node.kind, parallelism=parallelism)
     match node.body:
         case Write(sink):
-            tables = sink.state_tables(inputs[0])
+            return known(tables=sink.state_tables(inputs[0]), folders=sink.folders())
         case OperatorSpec():
-            tables = node.body.state_tables(inputs)
-        case Read():
-            tables = ()
-    meaning = node.body.identity() if isinstance(node.body, OperatorSpec) else ""
-    return OperatorState(node.id, node.name, node.kind, tables, parallelism, meaning)
+            return known(tables=node.body.state_tables(inputs), meaning=node.body.identity())
+        case Read(source):
+            return known(tables=(), folders=source.folders())
 
 
 Wanted = dict[OperatorId, dict[str, frozenset[str]]]

@@ -141,6 +141,13 @@ class Sink(ABC):
         del schema
         return ()
 
+    def folders(self) -> tuple[str, ...]:
+        """Return the local folders it writes to, resolved, in an order of its own; none: nothing local.
+
+        They are kept with each start of the job, and where it would write to others it is refused; see ``Source``.
+        """
+        return ()
+
     def columns_needed(self, schema: pa.Schema) -> frozenset[str]:
         """The columns it writes: all, normally."""
         return frozenset(schema.names)

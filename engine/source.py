@@ -151,6 +151,14 @@ class Source(ABC):
         del columns, predicate, event_time
         return self
 
+    def folders(self) -> tuple[str, ...]:
+        """Return the local folders or files it reads from, resolved, in an order of its own; none: nothing local.
+
+        They are kept with each start of the job. Where the same job would read from others it is refused: a relative
+        path that is started elsewhere would take other files for those that positions are of.
+        """
+        return ()
+
     @property
     def filters_by(self) -> Expr | None:
         """The predicate, given to ``pushed_down``, by which it leaves rows out; None: it yields every row."""

@@ -61,6 +61,12 @@ GRACE = 2.0
 @click.option(
     "--exactly-once", is_flag=True, help="Refuse to run unless every path from source to sink is exactly-once."
 )
+@click.option(
+    "--moved-from",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="Where store, input and output were before all of it was moved; needed once.",
+)
 @click.option("--supervise", "supervised", is_flag=True, help="Start the job again whenever something kills it.")
 def run(  # noqa: PLR0913, PLR0917 - one parameter per option
     job: str,
@@ -70,6 +76,7 @@ def run(  # noqa: PLR0913, PLR0917 - one parameter per option
     parallelism: int,
     restarts: int,
     exactly_once: bool,
+    moved_from: Path | None,
     supervised: bool,
 ) -> None:
     """Run the job in FILE. Killed at any moment and run again, it goes on where it was.
@@ -108,6 +115,7 @@ def run(  # noqa: PLR0913, PLR0917 - one parameter per option
                     exactly_once=exactly_once,
                     control=control,
                     on_status=progress.update,
+                    moved_from=moved_from,
                 )
             progress.finish(result)
     if result.outcome == "interrupted":

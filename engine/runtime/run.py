@@ -96,6 +96,7 @@ class RunSettings:
         backoff: seconds before the first restart; doubled each time.
         on_status: called now and then with a fresh JobStatus.
         status_every: seconds between two such calls.
+        moved_from: the folder, resolved, that held what the job reads and writes until all of it was moved.
     """
 
     store: Path | None = None
@@ -105,6 +106,7 @@ class RunSettings:
     on_status: Callable[[JobStatus], None] | None = None
     status_every: float = 0.25
     channel_capacity: int = 8
+    moved_from: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,7 +209,7 @@ class _Run:
     def _generation(self, store: CheckpointStore) -> JobResult:
         facts = store.facts()
         hit("recovery.begin")
-        decision = decide(facts, self._plan.states)
+        decision = decide(facts, self._plan.states, self._settings.moved_from)
         if isinstance(decision, Refuse):
             raise StateMismatch(_refusal(self._plan.job, store.path, decision))
         restored = None if isinstance(decision, StartFresh) else decision.epoch
@@ -338,7 +340,4 @@ class _Watcher:
 
 def _refusal(job: str, path: Path, decision: Refuse) -> str:
     reasons = "\n".join(f"  - {reason}" for reason in decision.reasons)
-    return (
-        f"job {job!r} does not fit the checkpoint in {path}:\n{reasons}\n"
-        f"Run the job as it was, give the operator its old name, or start anew with another --store."
-    )
+    return f"job {job!r} does not fit the checkpoint in {path}:\n{reasons}\n{decision.advice}"

@@ -38,6 +38,7 @@ _OPERATORS: Final = pa.schema(
         "route_by": pa.string(),
         "arrow_schema": pa.binary(),
         "meaning": pa.string(),
+        "folders": pa.string(),
     }
 )
 

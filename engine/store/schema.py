@@ -16,7 +16,7 @@ from millstream.engine.store.types import OperatorState
 FORMAT: Final = 1
 """The number of this layout; a store with another one is refused."""
 
-# operators: one row per state table; an operator without state has one row whose state_table is NULL.
+# operators: one row per state table; an operator without state has one row whose state_table is NULL. folders is JSON.
 # manifest: the commit record; full_from is JSON by state table, for the views, and body is msgpack.
 # positions, written: what manifests that have been pruned leave behind, and positions of many splits.
 _COLUMNS: Final = {
@@ -24,7 +24,7 @@ _COLUMNS: Final = {
     "generations": "generation BIGINT, started_at TIMESTAMP",
     "operators": """generation BIGINT, operator VARCHAR, name VARCHAR, kind VARCHAR, parallelism INTEGER,
         state_table VARCHAR, state_kind VARCHAR, key_columns VARCHAR, route_by VARCHAR, arrow_schema BLOB,
-        meaning VARCHAR""",
+        meaning VARCHAR, folders VARCHAR""",
     "manifest": """epoch BIGINT, generation BIGINT, kind VARCHAR, committed_at TIMESTAMP, rows BIGINT,
         full_from VARCHAR, body BLOB, checksum VARCHAR""",
     "positions": """epoch BIGINT, source VARCHAR, split VARCHAR, info BLOB, position BLOB, max_time BIGINT,
@@ -164,12 +164,13 @@ def operator_rows(generation: int, operators: Sequence[OperatorState]) -> list[l
     rows: list[list[Any]] = []
     for operator in operators:
         head = [generation, operator.id, operator.name, operator.kind, operator.parallelism]
+        tail = [operator.meaning, json.dumps(operator.folders)]
         for table in operator.tables:
             keys, route = json.dumps(table.keys), json.dumps(table.route_by)
             schema = table.schema.serialize().to_pybytes()
-            rows.append([*head, table.name, table.kind.value, keys, route, schema, operator.meaning])
+            rows.append([*head, table.name, table.kind.value, keys, route, schema, *tail])
         if not operator.tables:
-            rows.append([*head, None, None, None, None, None, operator.meaning])
+            rows.append([*head, None, None, None, None, None, *tail])
     return rows
 
 
@@ -183,7 +184,13 @@ def operators_from_rows(rows: Iterable[Mapping[str, Any]]) -> dict[int, dict[str
         if row["state_table"] is not None:
             tables = (*tables, _state_table(row))
         operators[row["operator"]] = OperatorState(
-            row["operator"], row["name"], row["kind"], tables, row["parallelism"], row["meaning"]
+            id=row["operator"],
+            name=row["name"],
+            kind=row["kind"],
+            tables=tables,
+            parallelism=row["parallelism"],
+            meaning=row["meaning"],
+            folders=tuple(json.loads(row["folders"])),
         )
     return generations
 

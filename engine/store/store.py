@@ -114,7 +114,10 @@ class CheckpointStore:
 
     def facts(self) -> StoreFacts:
         """What recovery reads before it decides."""
-        return StoreFacts(self.job_id, self._catalog.last, self._witness.epoch, self._catalog.generation)
+        catalog = self._catalog
+        newest = catalog.operators.get(catalog.generation, {})
+        folders = {id_: operator.folders for id_, operator in newest.items()}
+        return StoreFacts(self.job_id, catalog.last, self._witness.epoch, catalog.generation, folders)
 
     def begin_generation(self, operators: Sequence[OperatorState]) -> Generation:
         """Write down that the job starts with these operators; make their state tables and views.

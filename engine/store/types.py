@@ -23,6 +23,7 @@ class OperatorState:
             of them says.
         meaning: what an operator with state does, as text: the state of another meaning is refused. It matters where
             the user has given a name; other operators are found by all they do.
+        folders: where a source or sink reads and writes, see ``Source.folders``.
     """
 
     id: str
@@ -31,6 +32,7 @@ class OperatorState:
     tables: tuple[StateTable, ...]
     parallelism: int = 1
     meaning: str = ""
+    folders: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,9 +128,11 @@ class StoreFacts:
         last: the newest committed epoch; None in a new store.
         witness: the last epoch the witness file has seen acknowledged; None if there is no such file.
         generation: the last generation that started on this store; 0 in a new one.
+        folders: by operator id, where that generation's sources and sinks read and wrote.
     """
 
     job_id: str
     last: Manifest | None
     witness: Epoch | None
     generation: Generation
+    folders: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
