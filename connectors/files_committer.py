@@ -24,6 +24,7 @@ from millstream.connectors.durable import (
     size_of,
     sync_folder,
 )
+from millstream.connectors.files_claim import Claim
 from millstream.connectors.files_layout import Layout, StagedFile
 from millstream.engine.errors import ExternalError, JobError
 from millstream.engine.failpoints import hit
@@ -45,9 +46,10 @@ class _Marker(msgspec.Struct, frozen=True):
 class FilesCommitter(Committer):
     """Renames the files of an epoch into place and remembers that it did."""
 
-    def __init__(self, name: str, layout: Layout, atomic_epochs: bool) -> None:
+    def __init__(self, name: str, layout: Layout, claim: Claim, atomic_epochs: bool) -> None:
         self._name = name
         self._layout = layout
+        self._claim = claim
         self._atomic_epochs = atomic_epochs
         self._announced = False
 
@@ -69,6 +71,7 @@ class FilesCommitter(Committer):
                 return
             if publishing != wanted:
                 self._check_all_there(epoch, files)
+                self._claim.take()
                 self._announce(wanted)
             hit("files.publishing")
             self._publish(epoch, files)

@@ -8,11 +8,13 @@
     │   └── epoch-000000000017-1f3a9c02/        an epoch of several: the folder appeared in one rename
     │       ├── part-1f3a9c02-….parquet
     │       └── part-1f3a9c02-….parquet
-    └── .millstream/revenue/<sink>/<job>/       the staging folder
-        ├── g3/….parquet.staged                 what generation 3 has prepared
-        ├── epoch-000000000018-1f3a9c02/        an epoch that is about to appear
-        ├── publishing                          the last epoch of which files may have appeared
-        └── committed                           the last epoch of which all have
+    └── .millstream/revenue/
+        ├── job-5d2e81c0                        who has published in the folder under a job's name
+        └── <sink>/<job>/                       the staging folder
+            ├── g3/….parquet.staged             what generation 3 has prepared
+            ├── epoch-000000000018-1f3a9c02/    an epoch that is about to appear
+            ├── publishing                      the last epoch of which files may have appeared
+            └── committed                       the last epoch of which all have
 
 Staging is beside the folder and not inside it because DuckDB's ``**`` and pathlib's walk hidden folders too:
 a reader of ``out/revenue/**/*.parquet`` would see an epoch that is only half gathered.
@@ -66,19 +68,30 @@ class StagedFile:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """The two folders of one sink in one generation of one job."""
+    """The folders of one sink in one generation of one job.
+
+    Attributes:
+        shared: the staging folders of all sinks that write to ``folder`` are below it.
+        claim: who has published in ``folder`` under the job's name.
+    """
 
     folder: Path
     staging: Path
+    shared: Path
+    claim: Path
     tag: str
     generation: int
 
     @staticmethod
     def of(folder: Path, home: Path, context: SinkContext) -> Layout:
         """Work out the places; touches nothing. Staging folders are below ``home``."""
-        tag = hashlib.blake2s(f"{context.job_id}/{context.sink_id}".encode(), digest_size=4).hexdigest()
-        staging = home / folder.name / escape(context.sink_id) / escape(context.job_id)
-        return Layout(folder, staging, tag, context.generation)
+        shared = home / folder.name
+        staging = shared / escape(context.sink_id) / escape(context.job_id)
+        # Other folders of that name may have the same ``home``, unless it is beside them.
+        claimed = context.job if home.parent == folder.parent else f"{context.job}\0{folder}"
+        claim = shared / f"job-{_short_hash(claimed)}"
+        tag = _short_hash(f"{context.job_id}/{context.sink_id}")
+        return Layout(folder, staging, shared, claim, tag, context.generation)
 
     def make(self) -> None:
         """Make both folders.
@@ -118,3 +131,7 @@ class Layout:
     def epoch_name(self, epoch: int) -> str:
         """The name of the folder in which the files of an epoch appear together."""
         return f"epoch-{epoch:012d}-{self.tag}"
+
+
+def _short_hash(text: str) -> str:
+    return hashlib.blake2s(text.encode(), digest_size=4).hexdigest()

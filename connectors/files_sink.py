@@ -25,6 +25,7 @@ import os
 import re
 import threading
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -33,8 +34,10 @@ import pyarrow as pa
 from millstream.connectors.durable import blame_disk
 from millstream.connectors.file_formats import Csv, FileFormat, JsonLines, Parquet
 from millstream.connectors.files_agreement import RollAgreement
+from millstream.connectors.files_claim import Claim
 from millstream.connectors.files_committer import FilesCommitter
 from millstream.connectors.files_layout import Layout
+from millstream.connectors.files_scratch import remove_dead, scratch
 from millstream.connectors.files_writer import FileWriter, HeldSchema, RollRule, WriterSettings, plain_schema
 from millstream.connectors.partition_path import can_partition
 from millstream.engine.errors import JobError, SchemaError
@@ -57,6 +60,7 @@ def parquet(  # noqa: PLR0913
     hold_bytes: int | str = "8MB",
     compression: str = "zstd",
     staging: str | os.PathLike[str] | None = None,
+    append: bool = False,
     clock: Clock | None = None,
     name: str | None = None,
 ) -> FileSink:
@@ -86,7 +90,7 @@ def parquet(  # noqa: PLR0913
     """
     rule = _rule(roll_rows, roll_bytes, roll_age, hold_bytes)
     places = _Places(Path(folder), None if staging is None else Path(staging), Path.cwd())
-    return FileSink(Parquet(compression), places, tuple(partition_by), atomic_epochs, rule, clock, name)
+    return FileSink(Parquet(compression), places, tuple(partition_by), atomic_epochs, append, rule, clock, name)
 
 
 def csv(  # noqa: PLR0913
@@ -100,13 +104,14 @@ def csv(  # noqa: PLR0913
     hold_bytes: int | str = "8MB",
     compression: str = "none",
     staging: str | os.PathLike[str] | None = None,
+    append: bool = False,
     clock: Clock | None = None,
     name: str | None = None,
 ) -> FileSink:
     """Write rows to CSV files with a header; else as ``parquet``. ``compression``: none, gzip, zstd or bz2."""
     rule = _rule(roll_rows, roll_bytes, roll_age, hold_bytes)
     places = _Places(Path(folder), None if staging is None else Path(staging), Path.cwd())
-    return FileSink(Csv(compression), places, tuple(partition_by), atomic_epochs, rule, clock, name)
+    return FileSink(Csv(compression), places, tuple(partition_by), atomic_epochs, append, rule, clock, name)
 
 
 def jsonl(  # noqa: PLR0913
@@ -120,6 +125,7 @@ def jsonl(  # noqa: PLR0913
     hold_bytes: int | str = "8MB",
     compression: str = "none",
     staging: str | os.PathLike[str] | None = None,
+    append: bool = False,
     clock: Clock | None = None,
     name: str | None = None,
 ) -> FileSink:
@@ -129,7 +135,7 @@ def jsonl(  # noqa: PLR0913
     """
     rule = _rule(roll_rows, roll_bytes, roll_age, hold_bytes)
     places = _Places(Path(folder), None if staging is None else Path(staging), Path.cwd())
-    return FileSink(JsonLines(compression), places, tuple(partition_by), atomic_epochs, rule, clock, name)
+    return FileSink(JsonLines(compression), places, tuple(partition_by), atomic_epochs, append, rule, clock, name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +183,7 @@ class FileSink(Sink):
     places: _Places
     partition_by: tuple[str, ...]
     atomic_epochs: bool
+    append: bool
     rule: RollRule
     clock: Clock | None
     given_name: str | None
@@ -220,17 +227,37 @@ class FileSink(Sink):
             raise SchemaError(f"{self.name}: every column is in partition_by, so the files would have none")
         self.file_format.check(schema)
 
+    def running(self, context: SinkContext) -> AbstractContextManager[None]:
+        """Remove what dead runs without a store have left; without one, hold the staging folder of this run."""
+        layout = Layout.of(*self.places.resolved(), context)
+        remove_dead(layout.shared)
+        return nullcontext() if context.store is not None else scratch(layout.staging)
+
     def writer(self, schema: pa.Schema, context: SinkContext) -> SinkWriter:
         """Make one running copy. Raises ExternalError when the folder cannot be made."""
         clock = self.clock or SystemClock()
         settings = WriterSettings(self.name, self.partition_by, self.file_format, self.rule, clock)
         agreement = self._agreements.of(context) if self.atomic_epochs else None
-        return FileWriter(settings, schema, context, self._layout(context), agreement)
+        layout = Layout.of(*self.places.resolved(), context)
+        with blame_disk(self.name, "making its folders"):
+            layout.make()
+        return FileWriter(settings, schema, context, layout, agreement)
 
     def committer(self, schema: pa.Schema, context: SinkContext) -> Committer:
-        """Make the committer. Raises ExternalError when the folder cannot be made."""
+        """Make the committer.
+
+        Raises:
+            ExternalError: the folder cannot be made.
+            JobError: the job starts anew, and has published in the folder before.
+        """
         del schema
-        return FilesCommitter(self.name, self._layout(context), self.atomic_epochs)
+        layout = Layout.of(*self.places.resolved(), context)
+        claim = Claim(self.name, layout, context)
+        with blame_disk(self.name, "making its folders"):
+            if not context.restored and not self.append:
+                claim.check()
+            layout.make()
+        return FilesCommitter(self.name, layout, claim, self.atomic_epochs)
 
     def state_tables(self, schema: pa.Schema) -> tuple[StateTable, ...]:
         """Declare the rows that are in no file yet."""
@@ -247,12 +274,6 @@ class FileSink(Sink):
         if self.atomic_epochs:
             return f"{once}; readers see whole epochs, each in one step"
         return f"{once}; the files of one epoch appear one after the other"
-
-    def _layout(self, context: SinkContext) -> Layout:
-        with blame_disk(self.name, "making its folders"):
-            layout = Layout.of(*self.places.resolved(), context)
-            layout.make()
-        return layout
 
 
 def byte_size(size: int | str) -> int:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import enum
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -32,6 +34,8 @@ class SinkContext:
         job_id: made once per store; names what belongs to this job in the outside world.
         sink_id: the sink's stable operator id.
         generation: the start of the job this is.
+        restored: the epoch it goes on from; 0: it starts anew.
+        store: where its checkpoints are; None: they go with the run, so nobody comes back for what it leaves.
     """
 
     job: str
@@ -40,6 +44,8 @@ class SinkContext:
     generation: int
     subtask: int
     parallelism: int
+    restored: int = 0
+    store: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +132,14 @@ class Sink(ABC):
 
     def check(self, schema: pa.Schema) -> None:
         """Raise SchemaError when rows of this schema cannot be written. Called when the job is built."""
+
+    def running(self, context: SinkContext) -> AbstractContextManager[None]:
+        """Return what is entered before the first generation of a run and left after its last, as for a lock.
+
+        Nothing is known yet of the generation in ``context``. A run that is refused enters and leaves it too.
+        """
+        del context
+        return nullcontext()
 
     @abstractmethod
     def writer(self, schema: pa.Schema, context: SinkContext) -> SinkWriter:

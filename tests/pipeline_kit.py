@@ -18,6 +18,7 @@ import duckdb
 
 FOLDER = Path(__file__).parent / "pipelines"
 FINISHED = re.compile(r"part-[0-9a-f]{8}-[0-9a-f]{16}\.(parquet|csv|csv\.gz|jsonl|jsonl\.gz)")
+KEPT = re.compile(r"committed|publishing|job-[0-9a-f]{8}")
 EPOCH = re.compile(r"epoch-\d{12}-[0-9a-f]{8}")
 
 Rows = Counter[str]
@@ -81,7 +82,7 @@ def leftovers(folder: Path) -> list[str]:
     found = []
     for path in (folder / "output").rglob("*"):
         if path.relative_to(folder / "output").parts[0] == ".millstream":
-            if path.is_file() and path.name not in ("committed", "publishing"):
+            if path.is_file() and not KEPT.fullmatch(path.name):
                 found.append(path)
         elif path.is_file():
             if not FINISHED.fullmatch(path.name):

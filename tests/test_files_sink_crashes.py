@@ -101,11 +101,7 @@ def visible(folder: Path) -> Counter[int]:
 
 
 def staged(folder: Path) -> list[str]:
-    return [
-        p.name
-        for p in (folder.parent / ".millstream").rglob("*")
-        if p.is_file() and p.name not in ("committed", "publishing")
-    ]
+    return [p.name for p in (folder.parent / ".millstream").rglob("*") if p.suffix == ".staged" or "part-" in p.name]
 
 
 PUBLISHING = [

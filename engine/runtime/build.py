@@ -64,9 +64,14 @@ class Running:
 
 
 class Builder:
-    """Builds one generation. ``restored`` is the epoch to take state from, None for a fresh start."""
+    """Builds one generation.
 
-    def __init__(
+    Args:
+        restored: the epoch to take state from, None for a fresh start.
+        lasting: whether the store outlives the run.
+    """
+
+    def __init__(  # noqa: PLR0913 - its collaborators, all by name
         self,
         plan: Plan,
         store: CheckpointStore,
@@ -76,6 +81,7 @@ class Builder:
         clock: Clock,
         acknowledge: Acknowledge,
         channel_capacity: int = CAPACITY,
+        lasting: bool = True,
     ) -> None:
         self._plan = plan
         self._store = store
@@ -84,6 +90,7 @@ class Builder:
         self._clock = clock
         self._acknowledge = acknowledge
         self._capacity = channel_capacity
+        self._lasting = lasting
         self._channels: dict[tuple[int, int, int], list[Channel]] = {}  # (stage, input, subtask) -> from upstream
         self._wiring: list[tuple[str, str, Channel]] = []
         self._tables = {s.id: s.tables for s in plan.states}
@@ -146,7 +153,16 @@ class Builder:
         return f"{self._plan.graph.nodes[stage.root].name}[{index}]"
 
     def _sink_context(self, node: Node, index: int, parallelism: int) -> SinkContext:
-        return SinkContext(self._plan.job, self._store.job_id, node.id, self._generation, index, parallelism)
+        return SinkContext(
+            job=self._plan.job,
+            job_id=self._store.job_id,
+            sink_id=node.id,
+            generation=self._generation,
+            subtask=index,
+            parallelism=parallelism,
+            restored=self._restored or 0,
+            store=self._store.path if self._lasting else None,
+        )
 
     # -- one subtask -------------------------------------------------------------------------------------------
 

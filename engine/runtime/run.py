@@ -14,6 +14,7 @@ from typing import Protocol
 from millstream.engine.element import BarrierKind, Epoch, Generation
 from millstream.engine.errors import JobFailed, MillstreamError, StateMismatch
 from millstream.engine.failpoints import hit
+from millstream.engine.graph import Node, Write
 from millstream.engine.logs import log
 from millstream.engine.plan import Plan
 from millstream.engine.recovery import CommitAgain, Refuse, Resume, StartFresh, decide
@@ -21,6 +22,7 @@ from millstream.engine.runtime.build import Builder, Running
 from millstream.engine.runtime.coordinator import CheckpointSettings, Coordinator, Executor, publish
 from millstream.engine.runtime.monitor import JobStatus, look
 from millstream.engine.runtime.scheduler import ThreadedScheduler
+from millstream.engine.sink import SinkContext
 from millstream.engine.store.server import QueryServer
 from millstream.engine.store.store import CheckpointStore
 from millstream.engine.time import Clock, SystemClock
@@ -184,7 +186,16 @@ class _Run:
             store = CheckpointStore.open(path)
             held.callback(store.close)
             held.callback(QueryServer(path, store.query, store.interrupt_queries).close)
+            for node in self._plan.graph.sinks():
+                assert isinstance(node.body, Write)
+                held.enter_context(node.body.sink.running(self._context(store, node)))
             return self._restarting(store)
+
+    def _context(self, store: CheckpointStore, node: Node) -> SinkContext:
+        """What a sink may know before there is a generation."""
+        generation = store.facts().generation
+        kept = None if self._settings.store is None else store.path
+        return SinkContext(self._plan.job, store.job_id, node.id, generation, 0, 1, store=kept)
 
     def _restarting(self, store: CheckpointStore) -> JobResult:
         in_a_row = 0
@@ -226,6 +237,7 @@ class _Run:
             clock=self._clock,
             acknowledge=acknowledged,
             channel_capacity=self._settings.channel_capacity,
+            lasting=self._settings.store is not None,
         )
         try:
             self._settle(store, builder, restored)
