@@ -63,15 +63,15 @@ class Claim:
     def _refusal(self, before: _Publisher) -> str:
         if before.store is None:
             how, first = "in a run without a store", ""
-        elif Path(before.store).exists():
-            how, first = f"with the store {before.store}", "Go on with that store; or "
+        elif before.store != self._own.store and Path(before.store).exists():
+            how, first = f"with the store {before.store}", "Go on with that store. "
         else:
-            how, first = f"with the store {before.store}, which is gone", "Put that store back; or "
+            how, first = f"with the store {before.store}, which is gone", "To go on, put that store back. "
         folder = self._layout.folder
         return (
             f"{self._name}: job {before.job!r} has written to {folder} before, {how}, and starts anew now: it would "
-            f"write the same rows again beside the old ones. {first}remove {folder} to start over; or write to another "
-            "folder; or, to keep both, pass append=True to the sink"
+            f"write the same rows again beside the old ones. {first}To start over, remove {folder}, or write to "
+            "another folder; to keep both, pass append=True to the sink"
         )
 
 

@@ -24,7 +24,7 @@ _ALIVE: Final = "alive"
 def scratch(staging: Path) -> Iterator[None]:
     """Hold a staging folder while a run without a store goes on; remove it afterwards."""
     lock = -1
-    # Without a lock, as on file systems that have none, the folder only outlives a kill.
+    # Without a lock, as on file systems that have none, nobody will remove the folder after a kill.
     with contextlib.suppress(OSError):
         lock = _lock(staging)
     try:

@@ -39,7 +39,9 @@ class Refuse:
     advice: str
 
 
-_CHANGED: Final = "Run the job as it was, give the operator its old name, or start anew with another --store."
+_CHANGED: Final = (
+    "Run the job as it was, give the operator its old name, or start anew with another --store and new output folders."
+)
 
 _ELSEWHERE: Final = (
     "Start the job in the folder it was started in before, so that relative paths lead where they led; to work on "

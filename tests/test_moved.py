@@ -10,10 +10,20 @@ from pathlib import Path
 import millstream as ms
 import pyarrow as pa
 import pytest
+from cli_kit import call
 from millstream.engine import failpoints
 from millstream.engine.errors import JobFailed, StateMismatch
 
 SCHEMA = pa.schema({"n": pa.int64()})
+
+
+PROGRAM = """
+import millstream as ms
+import pyarrow as pa
+
+job = ms.Job("numbers")
+job.read(ms.files("in/*.csv", schema=pa.schema({"n": pa.int64()}))).write(ms.jsonl("out", hold_bytes=0))
+"""
 
 
 def project(folder: Path, numbers: range) -> Path:
@@ -90,6 +100,17 @@ def test_a_project_that_was_moved_goes_on_once_that_is_said(broken_off: Path, tm
     assert job().run("job.duckdb").restored_from > 0
     assert numbers(there) == everything()
     assert numbers(broken_off) == Counter()
+
+
+def test_the_command_line_takes_it_too(broken_off: Path, tmp_path: Path, monkeypatch) -> None:
+    (broken_off / "job.py").write_text(PROGRAM)
+    there = tmp_path / "there"
+    broken_off.rename(there)
+    monkeypatch.chdir(there)
+    words = ("run", "job.py", "--store", "job.duckdb")
+    assert f"--moved-from {broken_off}, or" in call(*words, code=1).stderr
+    call(*words, "--moved-from", broken_off)
+    assert numbers(there) == everything()
 
 
 def test_a_source_under_a_name_may_not_take_its_positions_to_another_folder(tmp_path: Path, monkeypatch) -> None:
