@@ -37,6 +37,9 @@ _EXACT: Final = 2**53
 NO_TIMES: Final[Ints] = np.empty(0, np.int64)
 """For the ``update`` of accumulators that do not look at times."""
 
+NO_WEIGHTS: Final[Ints] = np.empty(0, np.int64)
+"""What kernels take for "every row counts once"."""
+
 
 class Accumulator(ABC):
     """The running values of one aggregate, one per slot. ``resize`` comes before a slot's first use."""
@@ -80,7 +83,23 @@ class Accumulator(ABC):
         """Keep the slots ``kept`` (ascending), which become 0..n-1."""
 
 
-class NumberAccumulator(Accumulator):
+class Retractable(Accumulator):
+    """An accumulator of which rows can be taken back: what it holds follows from the sum of the weights of each row."""
+
+    @abstractmethod
+    def apply(self, slots: Ints, arguments: Sequence[pa.Array], times: Ints, weights: Ints) -> None:
+        """As ``update``, with the weight of each row: int64, shape (n,), or NO_WEIGHTS."""
+
+    @abstractmethod
+    def clear(self, slots: Ints) -> None:
+        """Have slots hold nothing again."""
+
+    def update(self, slots: Ints, arguments: Sequence[pa.Array], times: Ints) -> None:
+        """As ``Accumulator.update``."""
+        self.apply(slots, arguments, times, NO_WEIGHTS)
+
+
+class NumberAccumulator(Retractable):
     """Keeps int64 and float64 numbers, 0 at first: an array for each column of its state.
 
     Args:
@@ -103,6 +122,11 @@ class NumberAccumulator(Accumulator):
         for own, column in zip(self.numbers, columns, strict=True):
             own[slots] = fixed_codes(column).view(own.dtype)
 
+    def clear(self, slots: Ints) -> None:
+        """As ``Retractable.clear``."""
+        for column in self.numbers:
+            column[slots] = 0
+
     def compact(self, kept: Ints) -> None:
         """As ``Accumulator.compact``."""
         self.numbers = [column[kept] for column in self.numbers]
@@ -114,11 +138,11 @@ class CountAccumulator(NumberAccumulator):
     def __init__(self) -> None:
         super().__init__(np.int64)
 
-    def update(self, slots: Ints, arguments: Sequence[pa.Array], times: Ints) -> None:
-        """As ``Accumulator.update``."""
+    def apply(self, slots: Ints, arguments: Sequence[pa.Array], times: Ints, weights: Ints) -> None:
+        """As ``Retractable.apply``."""
         del times
         valid = validity(arguments[0]) if arguments else NO_MASK
-        kernels.add_count(slots, valid, *self.numbers)
+        kernels.add_count(slots, valid, weights, *self.numbers)
 
     def merge(self, slots: Ints, columns: Sequence[pa.Array]) -> None:
         """As ``Accumulator.merge``."""
@@ -144,24 +168,24 @@ class IntSum(NumberAccumulator):
         self._what = what
         super().__init__(np.int64, np.int64, np.int64)
 
-    def update(self, slots: Ints, arguments: Sequence[pa.Array], times: Ints) -> None:
-        """As ``Accumulator.update``."""
+    def apply(self, slots: Ints, arguments: Sequence[pa.Array], times: Ints, weights: Ints) -> None:
+        """As ``Retractable.apply``."""
         del times
         (values,) = arguments
         valid = validity(values)
         if pa.types.is_uint64(values.type):
             # Half of uint64 does not fit int64: what wraps there counts as one wrap more.
             codes = fixed_codes(values)
-            kernels.add_ints(slots, codes, valid, *self.numbers)
+            kernels.add_ints(slots, codes, valid, weights, *self.numbers)
             beyond = (codes < 0) & valid if len(valid) else codes < 0
-            np.add.at(self.numbers[1], slots[beyond], 1)
+            np.add.at(self.numbers[1], slots[beyond], weights[beyond] if len(weights) else 1)
         else:
-            kernels.add_ints(slots, fixed_codes(values), valid, *self.numbers)
+            kernels.add_ints(slots, fixed_codes(values), valid, weights, *self.numbers)
 
     def merge(self, slots: Ints, columns: Sequence[pa.Array]) -> None:
         """As ``Accumulator.merge``."""
         sums, wraps, counts = map(fixed_codes, columns)
-        kernels.add_ints(slots, sums, NO_MASK, *self.numbers)
+        kernels.add_ints(slots, sums, NO_MASK, NO_WEIGHTS, *self.numbers)
         np.add.at(self.numbers[1], slots, wraps)
         np.add.at(self.numbers[2], slots, counts - 1)  # a sum was counted as one value
 
@@ -188,46 +212,6 @@ def _int_means(sums: Ints, wraps: Ints, counts: Ints) -> Floats:
     for i in np.flatnonzero((wraps != 0) | (sums > _EXACT) | (sums < -_EXACT)):
         means[i] = (int(wraps[i]) * 2**64 + int(sums[i])) / int(counts[i])
     return means
-
-
-def _divided(totals: Floats, counts: Ints) -> pa.Array:
-    with np.errstate(invalid="ignore"):
-        means = totals / np.maximum(counts, 1)
-    return pa.array(means, pa.float64(), mask=counts == 0)
-
-
-class FloatSum(NumberAccumulator):
-    """Adds floats in double-double arithmetic, so that the order of the rows all but never shows.
-
-    State: sum, error (what comes on top), count.
-
-    Args:
-        mean: give the mean instead of the sum; both are float64.
-    """
-
-    def __init__(self, mean: bool) -> None:
-        self._mean = mean
-        super().__init__(np.float64, np.float64, np.int64)
-
-    def update(self, slots: Ints, arguments: Sequence[pa.Array], times: Ints) -> None:
-        """As ``Accumulator.update``."""
-        del times
-        (values,) = arguments
-        floats = fixed_codes(values).view(np.float64)
-        kernels.add_floats(slots, floats, validity(values), *self.numbers)
-
-    def merge(self, slots: Ints, columns: Sequence[pa.Array]) -> None:
-        """As ``Accumulator.merge``."""
-        sums, errors, counts = map(fixed_codes, columns)
-        kernels.add_floats(slots, sums.view(np.float64), NO_MASK, *self.numbers)
-        kernels.add_floats(slots, errors.view(np.float64), NO_MASK, *self.numbers)
-        np.add.at(self.numbers[2], slots, counts - 2)  # a sum was counted as two values
-
-    def result(self, slots: Ints) -> pa.Array:
-        """As ``Accumulator.result``."""
-        sums, errors, counts = (column[slots] for column in self.numbers)
-        totals = sums + errors
-        return _divided(totals, counts) if self._mean else pa.array(totals, pa.float64(), mask=counts == 0)
 
 
 class Extremes(Accumulator):

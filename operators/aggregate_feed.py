@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from millstream.engine.codes import Ints, plain
 from millstream.engine.expression import Expr, evaluate_all
-from millstream.operators.accumulators import Accumulator
+from millstream.operators.accumulators import NO_WEIGHTS, Accumulator, Retractable
 from millstream.operators.aggregate_spec import AggregateSpec
 
 
@@ -40,24 +40,26 @@ class AggregateFeed:
             group.takers.append((accumulator, len(aggregate.arguments)))
         self._groups = list(seeing.values())
 
-    def update(self, batch: pa.RecordBatch, slots: Ints, times: Ints) -> None:
+    def update(self, batch: pa.RecordBatch, slots: Ints, times: Ints, weights: Ints = NO_WEIGHTS) -> None:
         """Fold rows into the slots they belong to.
 
         Args:
             slots: int64, shape (n,): the slot of each row.
             times: event times, int64 microseconds, shape (n,).
+            weights: of the rows, int64, shape (n,), if they come from a changelog.
         """
         for group in self._groups:
             if group.where is None:
-                _feed(group, batch, slots, times)
+                _feed(group, batch, slots, times, weights)
                 continue
             chosen = pc.fill_null(group.where.evaluate(batch), False)
             count = chosen.true_count
             if count == batch.num_rows:
-                _feed(group, batch, slots, times)
+                _feed(group, batch, slots, times, weights)
             elif count:
                 mask = chosen.to_numpy(zero_copy_only=False)
-                _feed(group, _read(batch, group.arguments).filter(chosen), slots[mask], times[mask])
+                seen = _read(batch, group.arguments).filter(chosen)
+                _feed(group, seen, slots[mask], times[mask], weights[mask] if len(weights) else weights)
 
 
 def _read(batch: pa.RecordBatch, arguments: Sequence[Expr]) -> pa.RecordBatch:
@@ -66,8 +68,12 @@ def _read(batch: pa.RecordBatch, arguments: Sequence[Expr]) -> pa.RecordBatch:
     return batch.select([name for name in batch.schema.names if name in read] or batch.schema.names[:1])
 
 
-def _feed(group: _Seeing, batch: pa.RecordBatch, slots: Ints, times: Ints) -> None:
+def _feed(group: _Seeing, batch: pa.RecordBatch, slots: Ints, times: Ints, weights: Ints) -> None:
     values = [plain(value) for value in evaluate_all(group.arguments, batch)]
     for accumulator, count in group.takers:
         own, values = values[:count], values[count:]
-        accumulator.update(slots, own, times)
+        if len(weights):
+            assert isinstance(accumulator, Retractable), f"{type(accumulator).__name__} cannot take rows back"
+            accumulator.apply(slots, own, times, weights)
+        else:
+            accumulator.update(slots, own, times)

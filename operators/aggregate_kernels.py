@@ -1,7 +1,8 @@
 """Loops over rows that fold values into arrays indexed by slot, compiled. Importing this module loads numba.
 
-In every kernel ``slots`` is int64, shape (n,); ``valid`` bool, shape (n,), or empty if every row is valid; and the
-arrays that come after the values have one element per slot and are changed in place.
+In every kernel ``slots`` is int64, shape (n,); ``valid`` bool, shape (n,), or empty if every row is valid; ``weights``
+int64, shape (n,), or empty if every row counts once; and the arrays that come after the values have one element per
+slot and are changed in place.
 """
 
 from __future__ import annotations
@@ -13,6 +14,9 @@ from millstream.engine.jit import inlined, kernel
 
 _CARRY = np.uint64(1)
 _ZERO = np.uint64(0)
+_LOW = np.int64(2**32 - 1)
+_HALF = np.uint64(32)
+_LOW_HALF = np.uint64(2**32 - 1)
 
 
 @kernel
@@ -25,35 +29,35 @@ def touch(slots: Any, starts: Any, start_of: Any, changed: Any) -> None:
 
 
 @kernel
-def list_touched(slots: Any, seen: Any, touched: Any) -> int:
-    """List the slots that rows belong to, each once, in the order in which they come.
+def list_first_rows(slots: Any, seen: Any, rows: Any) -> int:
+    """List the first row of each slot, in order.
 
     Args:
         seen: bool, by slot: false everywhere, before and after.
-        touched: int64, shape (n,): takes the slots.
+        rows: int64, shape (n,): takes the rows.
 
     Returns:
         How many there are.
     """
     count = 0
     for row in range(slots.shape[0]):
-        slot = slots[row]
-        if not seen[slot]:
-            seen[slot] = True
-            touched[count] = slot
+        if not seen[slots[row]]:
+            seen[slots[row]] = True
+            rows[count] = row
             count += 1
     for at in range(count):
-        seen[touched[at]] = False
+        seen[slots[rows[at]]] = False
     return count
 
 
 @kernel
-def add_count(slots: Any, valid: Any, counts: Any) -> None:
+def add_count(slots: Any, valid: Any, weights: Any, counts: Any) -> None:
     """Count the valid rows of each slot."""
     masked = valid.shape[0] > 0
+    weighted = weights.shape[0] > 0
     for row in range(slots.shape[0]):
         if not masked or valid[row]:
-            counts[slots[row]] += 1
+            counts[slots[row]] += weights[row] if weighted else 1
 
 
 @kernel
@@ -79,44 +83,37 @@ def number_rows(slots: Any, limit: int, counts: Any, rows: Any, numbers: Any) ->
     return found
 
 
+@inlined
+def _wraps_of_product(left: Any, right: Any) -> Any:
+    """Return how many times 2**64 come on top of ``left * right`` in int64."""
+    high, low = left >> 32, left & _LOW
+    upper, lower = right >> 32, right & _LOW
+    carry = np.int64((np.uint64(low) * np.uint64(lower)) >> np.uint64(32))
+    middle = high * lower + carry
+    rest = low * upper + (middle & _LOW)
+    return high * upper + (middle >> 32) + (rest >> 32) + (1 if left * right < 0 else 0)
+
+
 @kernel
-def add_ints(slots: Any, values: Any, valid: Any, sums: Any, wraps: Any, counts: Any) -> None:
+def add_ints(slots: Any, values: Any, valid: Any, weights: Any, sums: Any, wraps: Any, counts: Any) -> None:
     """Add int64 values. A sum is ``wraps * 2**64 + sums``, so no order of the values can overflow on the way."""
     masked = valid.shape[0] > 0
+    weighted = weights.shape[0] > 0
     for row in range(slots.shape[0]):
         if masked and not valid[row]:
             continue
         slot = slots[row]
         old = sums[slot]
         value = values[row]
+        weight = weights[row] if weighted else 1
+        if weight != 1:
+            wraps[slot] += _wraps_of_product(value, weight)
+            value *= weight
         new = old + value
         if (old ^ new) & (value ^ new) < 0:
             wraps[slot] += 1 if value >= 0 else -1
         sums[slot] = new
-        counts[slot] += 1
-
-
-@kernel
-def add_floats(slots: Any, values: Any, valid: Any, sums: Any, errors: Any, counts: Any) -> None:
-    """Add floats in double-double arithmetic: a sum is ``sums + errors``, good to about 106 bits."""
-    masked = valid.shape[0] > 0
-    for row in range(slots.shape[0]):
-        if masked and not valid[row]:
-            continue
-        slot = slots[row]
-        high = sums[slot]
-        value = values[row]
-        total = high + value
-        if np.isfinite(total):
-            part = total - high
-            error = (high - (total - part)) + (value - part) + errors[slot]
-            rounded = total + error
-            sums[slot] = rounded
-            errors[slot] = error - (rounded - total) if np.isfinite(rounded) else 0.0
-        else:
-            sums[slot] = total
-            errors[slot] = 0.0
-        counts[slot] += 1
+        counts[slot] += weight
 
 
 @inlined
@@ -145,16 +142,43 @@ def _product_exactly(left: Any, right: Any) -> Any:
 
 
 @inlined
+def _times(value: Any, weight: Any) -> Any:
+    """Return the rounded product of a float and a weight, and what rounding took away."""
+    if abs(weight) == 1:
+        return value * weight, 0.0
+    product, rest = _product_exactly(value, np.float64(weight))
+    return product, rest if np.isfinite(rest) else 0.0
+
+
+@inlined
 def _accumulate(sums: Any, errors: Any, slot: int, value: Any, rest: Any) -> None:
     """Add ``value + rest`` to a double-double sum."""
     total, error = _sum_exactly(sums[slot], value)
     if np.isfinite(total):
         error += errors[slot] + rest
-        sums[slot] = total + error
-        errors[slot] = error - (sums[slot] - total)
+        rounded = total + error
+        sums[slot] = rounded
+        errors[slot] = error - (rounded - total) if np.isfinite(rounded) else 0.0
     else:
         sums[slot] = total
         errors[slot] = 0.0
+
+
+@kernel
+def add_floats(slots: Any, values: Any, valid: Any, weights: Any, sums: Any, errors: Any, counts: Any) -> None:
+    """Add floats in double-double arithmetic: a sum is ``sums + errors``, good to about 106 bits."""
+    masked = valid.shape[0] > 0
+    weighted = weights.shape[0] > 0
+    for row in range(slots.shape[0]):
+        if masked and not valid[row]:
+            continue
+        slot = slots[row]
+        value, rest, weight = values[row], 0.0, 1
+        if weighted:
+            weight = weights[row]
+            value, rest = _times(value, weight)
+        _accumulate(sums, errors, slot, value, rest)
+        counts[slot] += weight
 
 
 @kernel
@@ -163,6 +187,7 @@ def add_spread(  # noqa: PLR0913, PLR0917  kernels know no objects
     values: Any,
     rests: Any,
     valid: Any,
+    weights: Any,
     shifts: Any,
     sums: Any,
     errors: Any,
@@ -178,13 +203,15 @@ def add_spread(  # noqa: PLR0913, PLR0917  kernels know no objects
     """
     masked = valid.shape[0] > 0
     double = rests.shape[0] > 0
+    weighted = weights.shape[0] > 0
     for row in range(slots.shape[0]):
         if masked and not valid[row]:
             continue
         slot = slots[row]
         if counts[slot] == 0:
             shifts[slot] = values[row]
-        counts[slot] += 1
+        weight = weights[row] if weighted else 1
+        counts[slot] += weight
         high, low = _sum_exactly(values[row], -shifts[slot])
         if not np.isfinite(high):
             overflow = np.isfinite(values[row]) and np.isfinite(shifts[slot])
@@ -192,9 +219,18 @@ def add_spread(  # noqa: PLR0913, PLR0917  kernels know no objects
             continue
         if double:
             high, low = _sum_exactly(high, low + rests[row])
-        _accumulate(sums, errors, slot, high, low)
         square, rest = _product_exactly(high, high)
-        _accumulate(squares, square_errors, slot, square, rest + 2.0 * high * low)
+        rest += 2.0 * high * low
+        if weight != 1:
+            high, more = _times(high, weight)
+            low = low * weight + more
+            square, more = _times(square, weight)
+            rest = rest * weight + more
+        _accumulate(sums, errors, slot, high, low)
+        _accumulate(squares, square_errors, slot, square, rest)
+        if counts[slot] == 0:
+            # Whatever rounding has left goes, and the next value is a new shift.
+            sums[slot] = errors[slot] = squares[slot] = square_errors[slot] = 0.0
 
 
 @kernel
@@ -264,29 +300,67 @@ def deviations(sums: Any, errors: Any, squares: Any, square_errors: Any, counts:
             out[slot] = squares[slot]
 
 
+@inlined
+def _product_unsigned(left: Any, right: Any) -> Any:
+    """Return both words of the product of two uint64, the low one first."""
+    low, high = left & _LOW_HALF, left >> _HALF
+    lower, upper = right & _LOW_HALF, right >> _HALF
+    middle = high * lower + ((low * lower) >> _HALF)
+    rest = low * upper + (middle & _LOW_HALF)
+    return left * right, high * upper + (middle >> _HALF) + (rest >> _HALF)
+
+
+@inlined
+def _negated(first: Any, second: Any, third: Any) -> Any:
+    """Return minus an integer of three words."""
+    first = ~first + _CARRY
+    second = ~second + (_CARRY if first == _ZERO else _ZERO)
+    third = ~third + (_CARRY if first == _ZERO and second == _ZERO else _ZERO)
+    return first, second, third
+
+
+@inlined
+def _wide_times(first: Any, second: Any, weight: Any) -> Any:
+    """Return the three words of a 128-bit integer (low word first) times a weight."""
+    third = ~_ZERO if np.int64(second) < 0 else _ZERO
+    if weight == 1:
+        return first, second, third
+    negative = (np.int64(second) < 0) != (weight < 0)
+    if np.int64(second) < 0:
+        first, second, third = _negated(first, second, third)
+    factor = np.uint64(-weight) if weight < 0 else np.uint64(weight)
+    first, carry = _product_unsigned(first, factor)
+    second, third = _product_unsigned(second, factor)
+    second += carry
+    third += _CARRY if second < carry else _ZERO
+    if negative:
+        first, second, third = _negated(first, second, third)
+    return first, second, third
+
+
 @kernel
-def add_wide(slots: Any, words: Any, valid: Any, low: Any, middle: Any, high: Any, counts: Any) -> None:
+def add_wide(  # noqa: PLR0913, PLR0917  kernels know no objects
+    slots: Any, words: Any, valid: Any, weights: Any, low: Any, middle: Any, high: Any, counts: Any
+) -> None:
     """Add 128-bit integers (``words``: uint64, shape (n, 2), low word first) into 192-bit ones."""
     masked = valid.shape[0] > 0
+    weighted = weights.shape[0] > 0
     for row in range(slots.shape[0]):
         if masked and not valid[row]:
             continue
         slot = slots[row]
-        first = words[row, 0]
-        second = words[row, 1]
+        weight = weights[row] if weighted else 1
+        first, second, third = _wide_times(words[row, 0], words[row, 1], weight)
         total = low[slot] + first
         carry = _CARRY if total < first else _ZERO
         low[slot] = total
         total = middle[slot] + second
-        over = 1 if total < second else 0
+        over = _CARRY if total < second else _ZERO
         total += carry
-        if total < carry:
-            over += 1
+        over += _CARRY if total < carry else _ZERO
         middle[slot] = total
-        if np.int64(second) < 0:
-            over -= 1
-        high[slot] += over
-        counts[slot] += 1
+        high[slot] += np.int64(third + over)
+        counts[slot] += weight
 
 
 @kernel

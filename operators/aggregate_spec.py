@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
+from millstream.engine.changelog import is_changelog
 from millstream.engine.codes import plain_type
 from millstream.engine.errors import JobError, SchemaError
 from millstream.engine.expression import Expr, col
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from millstream.operators.accumulators import Accumulator
 
 COUNT_FIELD = pa.field("count", pa.int64())
+WEIGHT_FIELD = pa.field("weight", pa.int64())
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +59,8 @@ class AggregateSpec(ABC):
     def check(self, schema: pa.Schema) -> None:
         """Raise SchemaError if it cannot be computed over rows of a schema."""
         self.type_in(schema)
+        if is_changelog(schema) and self.instead:
+            raise SchemaError(f"{self.identity()} cannot take rows of a changelog back: {self.instead}")
         if self.where is None:
             return
         type = self.where.type_in(schema)
@@ -75,12 +79,27 @@ class AggregateSpec(ABC):
         """Declare what it keeps per group; names are short, ``[a-z]+``, to be prefixed by the aggregate's own."""
 
     def item_fields(self, schema: pa.Schema) -> tuple[pa.Field, ...]:
-        """Declare the rows it keeps, any number per group, in a table of their own; the first names one in its group.
+        """Declare the rows it keeps, any number per group, in a table of their own; the first names one in its group
+        (or more of them: see ``item_names``).
 
         Its accumulator is then an ``ItemAccumulator``. () means that it keeps none.
         """
         del schema
         return ()
+
+    @property
+    def item_names(self) -> int:
+        """How many of the first fields of ``item_fields`` it takes to name an item in its group."""
+        return 1
+
+    @property
+    def instead(self) -> str:
+        """What to write over a changelog if it cannot take rows back; "" if it can.
+
+        The schema of a changelog has a column with the weight, by which the other methods know what is asked for; its
+        accumulator is then a ``Retractable``.
+        """
+        return ""
 
     @property
     def can_merge(self) -> bool:

@@ -38,7 +38,7 @@ def aggregate_tables(
     items = [(column, aggregate) for column, aggregate in aggregates if aggregate.item_fields(schema)]
     names = distinct_names([re.sub("[^a-z]", "_", column.lower()) or "items" for column, _ in items], {name})
     for table, (_, aggregate) in zip(names, items, strict=True):
-        tables.append(_table(table, group, routed, aggregate.item_fields(schema), named_by=1))
+        tables.append(_table(table, group, routed, aggregate.item_fields(schema), aggregate.item_names))
     return tuple(tables)
 
 

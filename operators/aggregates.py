@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
+from millstream.engine.changelog import is_changelog
 from millstream.engine.codes import form_of
 from millstream.engine.expression import Expr
-from millstream.operators.aggregate_spec import COUNT_FIELD, AggregateSpec, condition, expressions
+from millstream.operators.aggregate_spec import COUNT_FIELD, WEIGHT_FIELD, AggregateSpec, condition, expressions
 from millstream.operators.event_time import TIME_TYPE
 
 if TYPE_CHECKING:
@@ -53,21 +54,27 @@ class _Total(AggregateSpec):
     """What sum and mean have in common: the argument's kind of number decides how they add."""
 
     def state_fields(self, schema: pa.Schema) -> tuple[pa.Field, ...]:
-        """As ``AggregateSpec.state_fields``: the exact value is sum + overflow * 2**64 or 10**38, or sum + error."""
+        """As ``AggregateSpec.state_fields``: the exact value is sum + overflow * 2**64 or 10**38, or sum + error.
+
+        Of floats in a changelog those that are not finite are counted apart.
+        """
         type = self.number_type(schema)
         if pa.types.is_floating(type):
-            return pa.field("sum", pa.float64()), pa.field("error", pa.float64()), COUNT_FIELD
+            odd = ("nan", "infinite", "negative") if is_changelog(schema) else ()
+            sums = pa.field("sum", pa.float64()), pa.field("error", pa.float64())
+            return (*sums, COUNT_FIELD, *(pa.field(name, pa.int64()) for name in odd))
         total = pa.decimal128(38, type.scale) if pa.types.is_decimal(type) else pa.int64()
         return pa.field("sum", total), pa.field("overflow", pa.int64()), COUNT_FIELD
 
     def accumulator(self, schema: pa.Schema) -> Accumulator:
         """As ``AggregateSpec.accumulator``."""
-        from millstream.operators.accumulators import FloatSum, IntSum
+        from millstream.operators.accumulators import IntSum
         from millstream.operators.decimal_sum import DecimalSum
+        from millstream.operators.float_sum import FloatSum, RetractableFloatSum
 
         type, mean = self.number_type(schema), self.function == "mean"
         if pa.types.is_floating(type):
-            return FloatSum(mean)
+            return RetractableFloatSum(mean) if is_changelog(schema) else FloatSum(mean)
         if pa.types.is_decimal(type):
             return DecimalSum(type.scale, mean, self.identity())
         return IntSum(mean, self.identity())
@@ -122,12 +129,19 @@ class Extreme(AggregateSpec):
 
     def state_fields(self, schema: pa.Schema) -> tuple[pa.Field, ...]:
         """As ``AggregateSpec.state_fields``."""
-        return (pa.field(self.function, self.type_in(schema)),)
+        return () if is_changelog(schema) else (pa.field(self.function, self.type_in(schema)),)
+
+    def item_fields(self, schema: pa.Schema) -> tuple[pa.Field, ...]:
+        """As ``AggregateSpec.item_fields``: in a changelog all values, for any may be the least one day."""
+        return (pa.field("value", self.kept_type(schema)), WEIGHT_FIELD) if is_changelog(schema) else ()
 
     def accumulator(self, schema: pa.Schema) -> Accumulator:
         """As ``AggregateSpec.accumulator``."""
         from millstream.operators.accumulators import extremes
+        from millstream.operators.multisets import BestOfMultiset
 
+        if is_changelog(schema):
+            return BestOfMultiset([self.type_in(schema)], greatest=self.greatest)
         return extremes(self.type_in(schema), self.greatest)
 
 
@@ -144,16 +158,33 @@ class Edge(AggregateSpec):
 
     def type_in(self, schema: pa.Schema) -> pa.DataType:
         """Return the argument's type."""
-        return self.kept_type(schema)
+        type = self.kept_type(schema)
+        if is_changelog(schema):
+            form_of(type, f"the argument of {self.identity()}, over a changelog,")
+        return type
 
     def state_fields(self, schema: pa.Schema) -> tuple[pa.Field, ...]:
         """As ``AggregateSpec.state_fields``."""
-        return pa.field("value", self.type_in(schema)), pa.field("time", TIME_TYPE)
+        return () if is_changelog(schema) else (pa.field("value", self.type_in(schema)), pa.field("time", TIME_TYPE))
+
+    def item_fields(self, schema: pa.Schema) -> tuple[pa.Field, ...]:
+        """As ``AggregateSpec.item_fields``: in a changelog all rows, named by time and value."""
+        if not is_changelog(schema):
+            return ()
+        return pa.field("time", TIME_TYPE), pa.field("value", self.type_in(schema)), WEIGHT_FIELD
+
+    @property
+    def item_names(self) -> int:
+        """As ``AggregateSpec.item_names``."""
+        return 2
 
     def accumulator(self, schema: pa.Schema) -> Accumulator:
         """As ``AggregateSpec.accumulator``."""
         from millstream.operators.accumulators import Edges
+        from millstream.operators.multisets import EdgeMultiset
 
+        if is_changelog(schema):
+            return EdgeMultiset(self.type_in(schema), last=self.at_end)
         return Edges(self.type_in(schema), self.at_end)
 
 
@@ -172,7 +203,11 @@ def sum(argument: str | Expr, *, where: str | Expr | None = None) -> AggregateSp
     """Add the values of a column or expression up.
 
     Integers give an int64, and a DataError if the sum of a group does not fit; floats a float64, computed in twice
-    the precision; decimals a decimal of 38 digits, exact.
+    the precision (about 31 digits); decimals a decimal of 38 digits, exact.
+
+    Over a changelog integers and decimals stay exact. Of floats that are taken back nothing remains but, beside much
+    smaller ones, an error in the 31st digit of the largest; nothing at all once no finite value is left. NaN and
+    infinite values can be taken back; a sum that has passed the range of float64 stays infinite.
     """
     return Sum(expressions("sum", argument), where=condition("sum", where))
 

@@ -63,9 +63,14 @@ class Changes:
         self._base = RollingBase(full_from)
 
     def leaving(self, ids: Ints) -> Ints:
-        """Rows are about to go: return those which the store knows, for ``bury``."""
-        self.changed[ids] = False
-        return ids[self._stored[ids]]
+        """Rows are about to go: return those which the store knows, for ``bury``; then it knows them no more."""
+        known = ids[self._stored[ids]]
+        self.changed[ids] = self._stored[ids] = False
+        return known
+
+    def known(self, ids: Ints) -> Bools:
+        """Return which rows the store knows, shape (n,)."""
+        return self._stored[ids]
 
     def bury(self, keys: list[pa.Array]) -> None:
         """Remember the keys (one array per key column) of rows that are gone and which the store must forget."""

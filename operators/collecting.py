@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
+from millstream.engine.changelog import is_changelog
 from millstream.engine.codes import form_of
 from millstream.engine.errors import JobError
 from millstream.engine.expression import Expr
-from millstream.operators.aggregate_spec import AggregateSpec, condition, expressions
+from millstream.operators.aggregate_spec import WEIGHT_FIELD, AggregateSpec, condition, expressions
 
 if TYPE_CHECKING:
     from millstream.operators.accumulators import Accumulator
@@ -34,14 +35,17 @@ class CountDistinct(AggregateSpec):
         return ()
 
     def item_fields(self, schema: pa.Schema) -> tuple[pa.Field, ...]:
-        """As ``AggregateSpec.item_fields``: the values seen."""
-        return (pa.field("value", self.argument_type(schema)),)
+        """As ``AggregateSpec.item_fields``: the values seen, in a changelog with their weights."""
+        value = pa.field("value", self.argument_type(schema))
+        return (value, WEIGHT_FIELD) if is_changelog(schema) else (value,)
 
     def accumulator(self, schema: pa.Schema) -> Accumulator:
         """As ``AggregateSpec.accumulator``."""
         from millstream.operators.item_accumulators import DistinctAccumulator
+        from millstream.operators.multisets import DistinctMultiset
 
-        return DistinctAccumulator(self.argument_type(schema))
+        make = DistinctMultiset if is_changelog(schema) else DistinctAccumulator
+        return make(self.argument_type(schema))
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +69,10 @@ class Collect(AggregateSpec):
 
     def type_in(self, schema: pa.Schema) -> pa.DataType:
         """Return a list of the argument's type."""
-        return pa.list_(self.kept_type(schema))
+        type = self.kept_type(schema)
+        if is_changelog(schema):
+            form_of(type, f"the argument of {self.identity()}, over a changelog,")
+        return pa.list_(type)
 
     def state_fields(self, schema: pa.Schema) -> tuple[pa.Field, ...]:
         """As ``AggregateSpec.state_fields``."""
@@ -73,13 +80,18 @@ class Collect(AggregateSpec):
         return ()
 
     def item_fields(self, schema: pa.Schema) -> tuple[pa.Field, ...]:
-        """As ``AggregateSpec.item_fields``: the values, numbered from 0."""
+        """As ``AggregateSpec.item_fields``: the values, numbered from 0; in a changelog values and weights."""
+        if is_changelog(schema):
+            return pa.field("value", self.kept_type(schema)), WEIGHT_FIELD
         return pa.field("position", pa.int64()), pa.field("value", self.kept_type(schema))
 
     def accumulator(self, schema: pa.Schema) -> Accumulator:
         """As ``AggregateSpec.accumulator``."""
         from millstream.operators.item_accumulators import CollectAccumulator
+        from millstream.operators.multisets import SortedMultiset
 
+        if is_changelog(schema):
+            return SortedMultiset(self.kept_type(schema), self.limit)
         return CollectAccumulator(self.kept_type(schema), self.limit)
 
 
@@ -101,6 +113,8 @@ def collect(argument: str | Expr, limit: int | None = None, *, where: str | Expr
 
     Rows that one subtask has read arrive in its order; of several (``--parallelism``), and of splits read side by
     side, who comes first is not fixed, and may differ after a restart for what had not reached a checkpoint.
+    Over a changelog, which has no order of arrival, the list is in the order of the values, nulls last, and lists and
+    structs are refused.
 
     Args:
         argument: of any type that a checkpoint can hold, lists and structs too.

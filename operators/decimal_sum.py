@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from millstream.engine.codes import NO_MASK, Ints, byte_strings, fixed_codes, validity
 from millstream.engine.errors import DataError
 from millstream.operators import aggregate_kernels as kernels
-from millstream.operators.accumulators import Accumulator, Floats
+from millstream.operators.accumulators import NO_WEIGHTS, Floats, Retractable
 from millstream.operators.cells import resized
 
 Words = npt.NDArray[np.uint64]
@@ -23,7 +23,7 @@ _SURELY_BELOW: Final = np.int64(_LIMIT // 2**64 - 2)
 _CONTEXT: Final = Context(prec=80)
 
 
-class DecimalSum(Accumulator):
+class DecimalSum(Retractable):
     """Adds decimals exactly; whatever the order of the rows, only the final sum must fit 38 digits.
 
     Args:
@@ -49,13 +49,13 @@ class DecimalSum(Accumulator):
         self._high = resized(self._high, slots)
         self._counts = resized(self._counts, slots)
 
-    def update(self, slots: Ints, arguments: Sequence[pa.Array], times: Ints) -> None:
-        """As ``Accumulator.update``."""
+    def apply(self, slots: Ints, arguments: Sequence[pa.Array], times: Ints, weights: Ints) -> None:
+        """As ``Retractable.apply``."""
         del times
         (values,) = arguments
         words = decimal_words(values)
         valid = validity(values)
-        kernels.add_wide(slots, words, valid, self._low, self._middle, self._high, self._counts)
+        kernels.add_wide(slots, words, valid, weights, self._low, self._middle, self._high, self._counts)
 
     def result(self, slots: Ints) -> pa.Array:
         """As ``Accumulator.result``."""
@@ -93,11 +93,16 @@ class DecimalSum(Accumulator):
     def merge(self, slots: Ints, columns: Sequence[pa.Array]) -> None:
         """As ``Accumulator.merge``."""
         sums, overflows, counts = decimal_words(columns[0]), fixed_codes(columns[1]), fixed_codes(columns[2])
-        kernels.add_wide(slots, sums, NO_MASK, self._low, self._middle, self._high, self._counts)
+        kernels.add_wide(slots, sums, NO_MASK, NO_WEIGHTS, self._low, self._middle, self._high, self._counts)
         np.add.at(self._counts, slots, counts - 1)  # a sum was counted as one value
         for at in np.flatnonzero(overflows):
             slot = int(slots[at])
             self._set(slot, self._value(slot) + int(overflows[at]) * _LIMIT)
+
+    def clear(self, slots: Ints) -> None:
+        """As ``Retractable.clear``."""
+        for column in (self._low, self._middle, self._high, self._counts):
+            column[slots] = 0
 
     def compact(self, kept: Ints) -> None:
         """As ``Accumulator.compact``."""

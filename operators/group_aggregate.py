@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 import pyarrow as pa
-from millstream.engine.changelog import weighted
+from millstream.engine.changelog import is_changelog, weighted
 from millstream.engine.codes import form_of, plain_type
 from millstream.engine.errors import SchemaError
 from millstream.engine.expression import Expr
@@ -32,6 +32,9 @@ class GroupAggregate(OperatorSpec):
     After each batch the results that it has changed are taken back (weight -1), all of them, and the new ones
     follow (weight +1); a new group has only the latter. So whenever a batch has been dealt with, the changelog sums
     to one row per key: what the aggregates are over all rows so far.
+
+    The input may be a changelog. Then every aggregate is that of the rows there are, each as often as its weights sum
+    to; a key without any row has no result.
 
     Output: the keys, the aggregates, the weight.
 
@@ -63,6 +66,11 @@ class GroupAggregate(OperatorSpec):
         return f"{made} by {', '.join(self.keys)}" if self.keys else f"{made} over all rows"
 
     @property
+    def takes_changelog(self) -> bool:
+        """Rows are taken out of their groups again; a group without any row goes."""
+        return True
+
+    @property
     def reads_time(self) -> bool:
         """Whether an aggregate goes by event time."""
         return self.time is not None and any(isinstance(aggregate, Edge) for _, aggregate in self.aggregates)
@@ -92,6 +100,11 @@ class GroupAggregate(OperatorSpec):
             check_time(self.time, schema)
         for _, aggregate in self.aggregates:
             aggregate.check(schema)
+            if self.time is None and isinstance(aggregate, Edge) and is_changelog(schema):
+                raise SchemaError(
+                    f"{aggregate.identity()} needs event time over a changelog, which has no order of arrival, and "
+                    "this stream has none (any more): use ms.arg_min or ms.arg_max by a column that says the order"
+                )
         names = [*self.keys, *(name for name, _ in self.aggregates)]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
@@ -111,7 +124,9 @@ class GroupAggregate(OperatorSpec):
         (schema,) = inputs
         group = [pa.field(key, plain_type(schema.field(key).type)) for key in self.keys]
         group = group or [pa.field(EVERYTHING, pa.bool_())]
-        return aggregate_tables(STATE, group, len(self.keys), self.aggregates, schema)
+        # Of a changelog: how many rows there are, for without any the group goes.
+        more = [pa.field("rows", pa.int64())] if is_changelog(schema) else []
+        return aggregate_tables(STATE, group, len(self.keys), self.aggregates, schema, more)
 
     def columns_needed(self, wanted: Mapping[str, frozenset[str]], inputs: Sequence[pa.Schema]) -> list[frozenset[str]]:
         """Keys, and what the aggregates read."""

@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
-from millstream.engine.codes import Bools, Ints
+from millstream.engine.changelog import is_changelog, weights_of
+from millstream.engine.codes import NO_MASK, Bools, Ints, fixed_codes
 from millstream.engine.operator import MAIN, Output
 from millstream.operators import aggregate_kernels as kernels
+from millstream.operators.accumulators import NO_WEIGHTS, Retractable
 from millstream.operators.aggregate_operator import AggregateOperator
 from millstream.operators.cells import resized
 from millstream.operators.event_time import event_times
@@ -26,7 +28,10 @@ class GroupAggregateOperator(AggregateOperator):
         self._keys = spec.keys
         self._time = spec.time if spec.reads_time else None
         self._output = spec.output_schemas([schema])[MAIN]
-        self._seen: Bools = np.empty(0, np.bool_)  # by slot, for list_touched
+        self._weighted = is_changelog(schema)
+        self._seen: Bools = np.empty(0, np.bool_)  # by slot, for list_first_rows
+        self._rows: Ints = np.empty(0, np.int64)  # by slot: the weight of its rows; 0: the slot is dead
+        self._count = 0  # of slots that are not dead
 
     def process(self, batch: pa.RecordBatch, out: Output) -> None:
         """Fold the rows into their groups, and emit what that has changed."""
@@ -34,43 +39,49 @@ class GroupAggregateOperator(AggregateOperator):
         keys = [batch.column(key) for key in self._keys] or [pa.repeat(pa.scalar(True), batch.num_rows)]
         slots = self._index.slots(keys)
         self._make_room()
-        touched = np.empty(len(slots), np.int64)
-        touched = touched[: kernels.list_touched(slots, self._seen, touched)]
-        was = touched < known
-        old = self._results(touched[was])
+        rows = np.empty(len(slots), np.int64)
+        touched = slots[rows[: kernels.list_first_rows(slots, self._seen, rows)]]
+        before = self._rows[touched]
+        old = self._results(touched[before > 0])
         self._changes.changed[touched] = True
         self._changes.begin(known, len(self._index) - known)
-        self._feed.update(batch, slots, self._times(batch))
-        self._emit_changes(touched, was, old, out)
+        weights = weights_of(batch) if self._weighted else NO_WEIGHTS
+        kernels.add_count(slots, NO_MASK, weights, self._rows)
+        self._feed.update(batch, slots, self._times(batch), weights)
+        now = self._rows[touched]
+        self._emit_changes(touched, before > 0, now > 0, old, out)
+        self._count += int((now != 0).sum()) - int((before != 0).sum())
+        if self._weighted:
+            self._bury(touched[now == 0])
 
     def _times(self, batch: pa.RecordBatch) -> Ints:
         if self._time is None:
             return np.zeros(batch.num_rows, np.int64)
         return event_times(self._time.evaluate(batch))[0]
 
-    def _emit_changes(self, touched: Ints, was: Bools, old: list[pa.Array], out: Output) -> None:
+    def _emit_changes(self, touched: Ints, was: Bools, there: Bools, old: list[pa.Array], out: Output) -> None:
         """Take old results back and emit new ones, where they differ.
 
         Args:
             touched: the groups in question.
-            was: which of them had a result, shape (len(touched),).
-            old: the results of these.
+            was: which of them had a result, ``there`` which have one now, shape (len(touched),) each.
+            old: the results of those that had one.
         """
-        new = self._results(touched)
-        before = np.flatnonzero(was)
-        same = np.ones(len(before), np.bool_)
-        for left, right in zip(old, new, strict=True):
-            same &= same_values(left, right.take(pa.array(before)))
-        differ = np.flatnonzero(~same)
-        added = np.ones(len(touched), np.bool_)
-        added[before[same]] = False
-        arrived = np.flatnonzero(added)
-        gone, come = pa.array(differ), pa.array(arrived)
-        slots = np.concatenate([touched[before[differ]], touched[arrived]])
+        new = self._results(touched[there])
+        gone, come = was.copy(), there.copy()
+        both = was & there
+        left = pa.array((np.cumsum(was) - 1)[both])
+        right = pa.array((np.cumsum(there) - 1)[both])
+        same = np.ones(len(left), np.bool_)
+        for a, b in zip(old, new, strict=True):
+            same &= same_values(a.take(left), b.take(right))
+        gone[both] = come[both] = ~same
+        slots = np.concatenate([touched[gone], touched[come]])
         columns = self._index.keys(slots) if self._keys else []
-        columns += [pa.concat_arrays([a.take(gone), b.take(come)]) for a, b in zip(old, new, strict=True)]
+        leaving, coming = pa.array(gone[was]), pa.array(come[there])
+        columns += [pa.concat_arrays([a.filter(leaving), b.filter(coming)]) for a, b in zip(old, new, strict=True)]
         weights = np.ones(len(slots), np.int64)
-        weights[: len(differ)] = -1
+        weights[: int(gone.sum())] = -1
         out.emit(pa.record_batch([*columns, pa.array(weights)], schema=self._output))
 
     def _results(self, slots: Ints) -> list[pa.Array]:
@@ -79,12 +90,34 @@ class GroupAggregateOperator(AggregateOperator):
         return super()._results(slots)
 
     def _alive(self) -> Bools:
-        return np.ones(len(self._index), np.bool_)
+        return np.not_equal(self._rows[: len(self._index)], 0)
+
+    def _bury(self, slots: Ints) -> None:
+        if not len(slots):
+            return
+        super()._bury(slots)
+        for accumulator in self._accumulators:
+            assert isinstance(accumulator, Retractable)
+            accumulator.clear(slots)
+        if self._is_sparse(self._count):
+            self._compact(self._alive())
+
+    def _more_state(self, slots: Ints) -> list[pa.Array]:
+        return [pa.array(self._rows[slots])] if self._weighted else []
+
+    def _load(self, batch: pa.RecordBatch, slots: Ints) -> None:
+        super()._load(batch, slots)
+        self._rows[slots] = fixed_codes(batch.column(len(self._table.schema) - 1)) if self._weighted else 1
+
+    def _restored(self) -> None:
+        self._count = len(self._index)
 
     def _resize(self, capacity: int) -> None:
         super()._resize(capacity)
         self._seen = resized(self._seen, capacity, fill=False)
+        self._rows = resized(self._rows, capacity)
 
     def _compact(self, alive: Bools) -> Ints:
-        self._seen = self._seen[np.flatnonzero(alive)]
+        kept = np.flatnonzero(alive)
+        self._seen, self._rows = self._seen[kept], self._rows[kept]
         return super()._compact(alive)

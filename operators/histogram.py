@@ -34,8 +34,7 @@ class Histogram(ItemAccumulator):
 
     def __init__(self, shares: Sequence[float], type: pa.DataType) -> None:
         self._shares = np.array(shares)
-        self._several = pa.types.is_list(type)
-        self._type = type.value_type if self._several else type
+        self._type = type
         self._index = ItemIndex(pa.int64())
         # By item. The extremes are codes that order as the values do.
         self._counts: Ints = np.empty(0, np.int64)
@@ -54,13 +53,13 @@ class Histogram(ItemAccumulator):
         valid = validity(values)
         if len(valid):
             slots, values = slots[valid], values.drop_null()
-        codes = order_codes(pa.array(_floats(values)))
+        codes = order_codes(pa.array(float_values(values)))
         ids = self._buckets(slots, pa.array(codes >> _WIDTH))
         kernels.fill_buckets(ids, codes, self._counts, self._lows, self._highs)
 
     def _buckets(self, slots: Ints, names: pa.Array) -> Ints:
         """Return the items that are about to change; those that are new begin."""
-        ids, new = self._index.find(slots, names)
+        ids, new = self._index.find(slots, [names])
         self.items.add(new)
         self.items.touch(ids)
         self._make_room()
@@ -83,7 +82,7 @@ class Histogram(ItemAccumulator):
     def take_back(self, slots: Ints, columns: Sequence[pa.Array]) -> None:
         """As ``ItemAccumulator.take_back``."""
         buckets, counts, lows, highs = columns
-        ids, new = self._index.find(slots, buckets)
+        ids, new = self._index.find(slots, [buckets])
         self.items.add_stored(new)
         self._make_room()
         self._counts[ids] = fixed_codes(counts)
@@ -96,25 +95,13 @@ class Histogram(ItemAccumulator):
         order = np.lexsort([self._lows[ids], groups])
         ids = ids[order]
         starts = np.searchsorted(groups[order], np.arange(len(slots) + 1))
-        found = np.zeros((len(slots), len(self._shares)), np.float64)
         _, counts, lows, highs = self._columns(ids)
-        kernels.find_quantiles(starts, counts, lows, highs, self._shares, found)
-        values = self._typed(found.reshape(-1))
-        none = np.diff(starts) == 0
-        if not self._several:
-            return pc.if_else(pa.array(none), pa.scalar(None, self._type), values)
-        ends = np.arange(len(slots) + 1, dtype=np.int32) * len(self._shares)
-        return pa.ListArray.from_arrays(pa.array(ends), values, mask=pa.array(none))
-
-    def _typed(self, found: Floats) -> pa.Array:
-        if pa.types.is_duration(self._type):
-            return pa.array(np.rint(found).astype(np.int64)).view(self._type)
-        return pa.array(found)
+        return quantiles(starts, counts, lows, highs, self._shares, self._type)
 
     def _columns(self, ids: Ints) -> tuple[pa.Array, Ints, Floats, Floats]:
         lows = order_array(self._lows[ids], NO_MASK, pa.float64())
         highs = order_array(self._highs[ids], NO_MASK, pa.float64())
-        return self._index.names(ids), self._counts[ids], lows.to_numpy(), highs.to_numpy()
+        return self._index.names(ids)[0], self._counts[ids], lows.to_numpy(), highs.to_numpy()
 
     def columns(self, ids: Ints) -> list[pa.Array]:
         """As ``ItemAccumulator.columns``."""
@@ -123,7 +110,7 @@ class Histogram(ItemAccumulator):
 
     def names(self, ids: Ints) -> list[pa.Array]:
         """As ``ItemAccumulator.names``."""
-        return [self._index.names(ids)]
+        return self._index.names(ids)
 
     def keep(self, ids: Ints) -> None:
         """As ``ItemAccumulator.keep``."""
@@ -136,7 +123,27 @@ class Histogram(ItemAccumulator):
         self._index.move(kept)
 
 
-def _floats(values: pa.Array) -> Floats:
+def quantiles(starts: Ints, counts: Ints, lows: Floats, highs: Floats, shares: Floats, type: pa.DataType) -> pa.Array:
+    """Return the quantiles of groups of buckets, null for groups without any: see ``sketch_kernels.find_quantiles``.
+
+    Args:
+        type: of the result: float64 or a duration, or a list of these, one for each of the ``shares``.
+    """
+    groups = len(starts) - 1
+    found = np.zeros((groups, len(shares)), np.float64)
+    kernels.find_quantiles(starts, counts, lows, highs, shares, found)
+    single = type.value_type if pa.types.is_list(type) else type
+    values = pa.array(found.reshape(-1))
+    if pa.types.is_duration(single):
+        values = pa.array(np.rint(found.reshape(-1)).astype(np.int64)).view(single)
+    none = pa.array(np.diff(starts) == 0)
+    if single is type:
+        return pc.if_else(none, pa.scalar(None, type), values)
+    ends = np.arange(groups + 1, dtype=np.int32) * len(shares)
+    return pa.ListArray.from_arrays(pa.array(ends), values, mask=none)
+
+
+def float_values(values: pa.Array) -> Floats:
     """Return numbers or durations that are not null as float64."""
     if pa.types.is_decimal(values.type):
         values = values.cast(pa.float64())

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 from millstream.engine.codes import NO_MASK, Ints, fixed_codes, validity
 from millstream.operators import aggregate_kernels as kernels
-from millstream.operators.accumulators import NO_TIMES
+from millstream.operators.accumulators import NO_TIMES, NO_WEIGHTS
 from millstream.operators.cells import resized
 from millstream.operators.items import ItemAccumulator, ItemIndex
 from millstream.operators.rows import Rows
@@ -48,8 +48,8 @@ class DistinctAccumulator(ItemAccumulator):
         self.items.add_stored(self._new(slots, columns[0]))
 
     def _new(self, slots: Ints, values: pa.Array) -> Ints:
-        _, new = self._index.find(slots, values)
-        kernels.add_count(new, NO_MASK, self._counts)
+        _, new = self._index.find(slots, [values])
+        kernels.add_count(new, NO_MASK, NO_WEIGHTS, self._counts)
         return new
 
     def result(self, slots: Ints) -> pa.Array:
@@ -58,7 +58,7 @@ class DistinctAccumulator(ItemAccumulator):
 
     def columns(self, ids: Ints) -> list[pa.Array]:
         """As ``ItemAccumulator.columns``."""
-        return [self._index.names(ids)]
+        return self._index.names(ids)
 
     def keep(self, ids: Ints) -> None:
         """As ``ItemAccumulator.keep``."""
@@ -110,7 +110,7 @@ class CollectAccumulator(ItemAccumulator):
         order = np.argsort(fixed_codes(columns[0]), kind="stable")
         self._append([column.take(pa.array(order)) for column in columns])
         self.items.add_stored(slots[order])
-        kernels.add_count(slots, NO_MASK, self._counts)
+        kernels.add_count(slots, NO_MASK, NO_WEIGHTS, self._counts)
 
     def _append(self, columns: list[pa.Array]) -> None:
         self._rows.append(pa.record_batch(columns, schema=self._schema))

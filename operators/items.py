@@ -8,7 +8,7 @@ from typing import Final, Self, TypeAlias
 
 import numpy as np
 import pyarrow as pa
-from millstream.engine.codes import Ints
+from millstream.engine.codes import Bools, Ints
 from millstream.engine.key_index import KeyIndex
 from millstream.engine.state import StateDelta, StateTable
 from millstream.operators import top_kernels
@@ -41,6 +41,7 @@ class Items:
         self._head: Ints = np.empty(0, np.int64)  # by slot: the last item of its list
         self._previous: Ints = np.empty(0, np.int64)  # by id: the item before it in the list
         self._slot_of: Ints = np.empty(0, np.int64)  # by id; -1: the item is gone
+        self._leaving: Bools = np.empty(0, np.bool_)  # by id: it is gone once the store has been told
         self.count = 0
 
     def resize(self, slots: int) -> None:
@@ -63,6 +64,7 @@ class Items:
             capacity = max(_FIRST_CAPACITY, 2 * len(self._slot_of), self.count)
             self._slot_of = resized(self._slot_of, capacity)
             self._previous = resized(self._previous, capacity)
+            self._leaving = resized(self._leaving, capacity, fill=False)
             self._changes.resize(capacity)
         self._slot_of[first : self.count] = slots
         top_kernels.link(slots, np.arange(first, self.count), self._head, self._previous)
@@ -72,6 +74,20 @@ class Items:
     def touch(self, ids: Ints) -> None:
         """What the owner keeps of these items has changed."""
         self._changes.changed[ids] = True
+
+    def take_out(self, ids: Ints) -> None:
+        """Forget these items, all there and all different; until they are garbage ``of`` may still return them."""
+        known = self._changes.known(ids)
+        self._leaving[ids[known]] = True
+        self._slot_of[ids[~known]] = -1
+        self._live -= len(ids)
+
+    def put_back(self, ids: Ints, slots: Ints) -> None:
+        """Have items, all different, that were taken out and are not garbage yet in their slots again."""
+        self._leaving[ids] = False
+        self._slot_of[ids] = slots
+        self._changes.changed[ids] = True
+        self._live += len(ids)
 
     def of(self, slots: Ints) -> tuple[Ints, Ints]:
         """Return the items of some slots, slot by slot in the order asked for, and of each where its slot stands."""
@@ -89,19 +105,25 @@ class Items:
             names_of: gives the column that names some items in their groups.
         """
         ids, _ = self.of(slots)
-        leaving = self._changes.leaving(ids)
-        if len(leaving):
-            self._changes.bury([*keys_of(self._slot_of[leaving]), *names_of(leaving)])
-        self._slot_of[ids] = -1
+        self._live -= int(((self._slot_of[ids] >= 0) & ~self._leaving[ids]).sum())
+        self._bury(ids, keys_of, names_of)
         self._head[slots] = -1
-        self._live -= len(ids)
 
-    def delta(self, epoch: int, keys_of: KeysOf, columns_of: KeysOf) -> StateDelta | None:
+    def _bury(self, ids: Ints, keys_of: KeysOf, names_of: KeysOf) -> None:
+        known = self._changes.leaving(ids)
+        if len(known):
+            self._changes.bury([*keys_of(self._slot_of[known]), *names_of(known)])
+        self._slot_of[ids] = -1
+        self._leaving[ids] = False
+
+    def delta(self, epoch: int, keys_of: KeysOf, names_of: KeysOf, columns_of: KeysOf) -> StateDelta | None:
         """Return what has changed since the last delta; None if nothing has.
 
         Args:
+            names_of: as for ``drop``.
             columns_of: gives the items' own columns.
         """
+        self._bury(np.flatnonzero(self._leaving[: self.count]), keys_of, names_of)
         chosen = self._changes.choose(epoch, np.flatnonzero(self._slot_of[: self.count] >= 0))
         if chosen is None:
             return None
@@ -130,7 +152,7 @@ class Items:
         if self.count <= max(_MIN_GARBAGE, 2 * self._live):
             return None
         kept = np.flatnonzero(self._slot_of[: self.count] >= 0)
-        self._slot_of = self._slot_of[kept]
+        self._slot_of, self._leaving = self._slot_of[kept], self._leaving[kept]
         self._changes.compact(kept)
         self._previous = np.empty(len(kept), np.int64)
         self._head[:] = -1
@@ -171,13 +193,17 @@ class ItemAccumulator(Accumulator):
     def drop(self, slots: Ints, keys_of: KeysOf) -> None:
         """Forget the items of slots that are about to go."""
         self.items.drop(slots, keys_of, self.names)
+        self.collect_garbage()
+
+    def collect_garbage(self) -> None:
+        """Have room for other items once most are gone."""
         kept = self.items.collect_garbage()
         if kept is not None:
             self.keep(kept)
 
     def delta(self, epoch: int, keys_of: KeysOf) -> StateDelta | None:
         """Return what has changed in the items since the last delta; None if nothing has."""
-        return self.items.delta(epoch, keys_of, self.columns)
+        return self.items.delta(epoch, keys_of, self.names, self.columns)
 
     def absorb(self, other: Self, slots: Ints, into: Ints) -> None:
         """As ``Accumulator.absorb``."""
@@ -199,15 +225,15 @@ class ItemAccumulator(Accumulator):
 
 
 class ItemIndex:
-    """Finds the item of a slot by its name, a value that is not null.
+    """Finds the item of a slot by its name: a value, or several.
 
     Args:
-        type: of the names.
+        types: of the values.
     """
 
-    def __init__(self, type: pa.DataType) -> None:
+    def __init__(self, *types: pa.DataType) -> None:
         # Slots get other numbers in time, groups do not.
-        self._index = KeyIndex([pa.int64(), type])
+        self._index = KeyIndex([pa.int64(), *types])
         self._group: Ints = np.empty(0, np.int64)  # by slot; -1: none yet
         self._groups = 0
 
@@ -215,21 +241,28 @@ class ItemIndex:
         """Have room for slots 0..slots-1."""
         self._group = resized(self._group, slots, fill=-1)
 
-    def find(self, slots: Ints, names: pa.Array) -> tuple[Ints, Ints]:
+    def find(self, slots: Ints, names: Sequence[pa.Array]) -> tuple[Ints, Ints]:
         """Return the id of each (slot, name), and the slots of those that are new, in the order of their ids."""
-        without = np.unique(slots[self._group[slots] < 0])
-        self._group[without] = np.arange(self._groups, self._groups + len(without))
-        self._groups += len(without)
+        groups = self._group[slots]
+        if bool((groups < 0).any()):
+            without = np.unique(slots[groups < 0])
+            self._group[without] = np.arange(self._groups, self._groups + len(without))
+            self._groups += len(without)
+            groups = self._group[slots]
         known = len(self._index)
-        ids = self._index.slots([pa.array(self._group[slots]), names])
+        ids = self._index.slots([pa.array(groups), *names])
         new = ids >= known
         slots_of_new = np.empty(len(self._index) - known, np.int64)
         slots_of_new[ids[new] - known] = slots[new]
         return ids, slots_of_new
 
-    def names(self, ids: Ints) -> pa.Array:
-        """Return the names of some items."""
-        return self._index.keys(ids)[1]
+    def names(self, ids: Ints) -> list[pa.Array]:
+        """Return the names of some items, a column per value."""
+        return self._index.keys(ids)[1:]
+
+    def leave(self, slots: Ints) -> None:
+        """Slots have lost their items; those that they may get are others."""
+        self._group[slots] = -1
 
     def move(self, kept: Ints) -> None:
         """As ``Items.move``."""

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
+from millstream.engine.changelog import is_changelog
 from millstream.engine.codes import form_of
 from millstream.engine.expression import Expr
-from millstream.operators.aggregate_spec import AggregateSpec, condition, expressions
+from millstream.operators.aggregate_spec import WEIGHT_FIELD, AggregateSpec, condition, expressions
 
 if TYPE_CHECKING:
     from millstream.operators.accumulators import Accumulator
@@ -28,7 +29,10 @@ class Pick(AggregateSpec):
     def type_in(self, schema: pa.Schema) -> pa.DataType:
         """Return the type of the first argument."""
         self._by_type(schema)
-        return self.kept_type(schema)
+        type = self.kept_type(schema)
+        if is_changelog(schema):
+            form_of(type, f"the value of {self.identity()}, over a changelog,")
+        return type
 
     def _by_type(self, schema: pa.Schema) -> pa.DataType:
         type = self.argument_type(schema, 1)
@@ -37,19 +41,35 @@ class Pick(AggregateSpec):
 
     def state_fields(self, schema: pa.Schema) -> tuple[pa.Field, ...]:
         """As ``AggregateSpec.state_fields``."""
-        return pa.field("value", self.type_in(schema)), pa.field("by", self._by_type(schema))
+        value, by = pa.field("value", self.type_in(schema)), pa.field("by", self._by_type(schema))
+        return () if is_changelog(schema) else (value, by)
+
+    def item_fields(self, schema: pa.Schema) -> tuple[pa.Field, ...]:
+        """As ``AggregateSpec.item_fields``: in a changelog all rows, for any may be picked one day."""
+        if not is_changelog(schema):
+            return ()
+        return pa.field("by", self._by_type(schema)), pa.field("value", self.type_in(schema)), WEIGHT_FIELD
+
+    @property
+    def item_names(self) -> int:
+        """As ``AggregateSpec.item_names``."""
+        return 2
 
     def accumulator(self, schema: pa.Schema) -> Accumulator:
         """As ``AggregateSpec.accumulator``."""
+        from millstream.operators.multisets import PickMultiset
         from millstream.operators.pick_accumulators import picks
 
+        if is_changelog(schema):
+            return PickMultiset(self.type_in(schema), self._by_type(schema), greatest=self.greatest)
         return picks(self.type_in(schema), self._by_type(schema), self.greatest)
 
 
 def arg_min(value: str | Expr, by: str | Expr, *, where: str | Expr | None = None) -> AggregateSpec:
     """Take a value from the row where ``by`` is least; of several, from the first to arrive.
 
-    Rows where the value or ``by`` is null are left out, as in DuckDB; without any other the result is null.
+    Rows where the value or ``by`` is null are left out, as in DuckDB; without any other the result is null. Over a
+    changelog, which has no order of arrival, it is the least value of several, and lists and structs are refused.
 
     Args:
         value: a column or expression of any type that a checkpoint can hold, lists and structs too.

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
+from millstream.engine.changelog import is_changelog
 from millstream.engine.codes import form_of
 from millstream.engine.errors import JobError, SchemaError
 from millstream.engine.expression import Expr
-from millstream.operators.aggregate_spec import AggregateSpec, condition, expressions
+from millstream.operators.aggregate_spec import WEIGHT_FIELD, AggregateSpec, condition, expressions
 
 if TYPE_CHECKING:
     from millstream.operators.accumulators import Accumulator
@@ -24,6 +25,11 @@ class ApproxCountDistinct(AggregateSpec):
     def function(self) -> str:
         """What users call it."""
         return "approx_count_distinct"
+
+    @property
+    def instead(self) -> str:
+        """As ``AggregateSpec.instead``: a sketch only remembers that there has been a value like this one."""
+        return f"use ms.count_distinct({self.arguments[0]})"
 
     def type_in(self, schema: pa.Schema) -> pa.DataType:
         """Return int64."""
@@ -84,8 +90,12 @@ class Quantile(AggregateSpec):
         return ()
 
     def item_fields(self, schema: pa.Schema) -> tuple[pa.Field, ...]:
-        """As ``AggregateSpec.item_fields``: a bucket's number, how many values are in it, the least and greatest."""
-        del schema
+        """As ``AggregateSpec.item_fields``: a bucket's number, how many values are in it, the least and greatest.
+
+        In a changelog every value is kept.
+        """
+        if is_changelog(schema):
+            return pa.field("value", pa.float64()), WEIGHT_FIELD
         return (
             pa.field("bucket", pa.int64()),
             pa.field("count", pa.int64()),
@@ -96,8 +106,10 @@ class Quantile(AggregateSpec):
     def accumulator(self, schema: pa.Schema) -> Accumulator:
         """As ``AggregateSpec.accumulator``."""
         from millstream.operators.histogram import Histogram
+        from millstream.operators.multisets import QuantileMultiset
 
-        return Histogram(self.shares, self.type_in(schema))
+        make = QuantileMultiset if is_changelog(schema) else Histogram
+        return make(self.shares, self.type_in(schema))
 
 
 def approx_count_distinct(argument: str | Expr, *, where: str | Expr | None = None) -> AggregateSpec:
@@ -122,6 +134,7 @@ def quantile(argument: str | Expr, q: float | Sequence[float], *, where: str | E
     greatest number. Each of the two is off by at most 1/128 (0.8 %) of itself: values are counted in buckets of that
     width, and what is given lies between the least and the greatest value seen of the bucket. So it is exact where a
     bucket has but one value, as for whole numbers up to 256. Order, batches and restarts do not change the result.
+    Over a changelog every value is kept, as a float64, and the result is exact.
 
     Args:
         argument: a number, which gives a float64, or a duration, which gives one.

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
+from millstream.engine.changelog import is_changelog
 from millstream.engine.errors import JobError
 from millstream.engine.expression import Expr
 from millstream.operators.aggregate_spec import COUNT_FIELD, AggregateSpec, condition, expressions
@@ -42,22 +43,24 @@ class Spread(AggregateSpec):
 
     def state_fields(self, schema: pa.Schema) -> tuple[pa.Field, ...]:
         """As ``AggregateSpec.state_fields``: sums of ``x - shift`` and of its square are ``sum + error`` each."""
-        del schema
         names = ("shift", "sum", "error", "squares", "squareserror")
-        return (*(pa.field(name, pa.float64()) for name in names), COUNT_FIELD)
+        odd = (pa.field("odd", pa.int64()),) if is_changelog(schema) else ()
+        return (*(pa.field(name, pa.float64()) for name in names), COUNT_FIELD, *odd)
 
     def accumulator(self, schema: pa.Schema) -> Accumulator:
         """As ``AggregateSpec.accumulator``."""
-        from millstream.operators.spread_accumulator import SpreadAccumulator
+        from millstream.operators.spread_accumulator import RetractableSpread, SpreadAccumulator
 
-        return SpreadAccumulator(self.number_type(schema), self.ddof, self.root)
+        make = RetractableSpread if is_changelog(schema) else SpreadAccumulator
+        return make(self.number_type(schema), self.ddof, self.root)
 
 
 def variance(argument: str | Expr, ddof: int = 1, *, where: str | Expr | None = None) -> AggregateSpec:
     """Take the variance of a column or expression, as a float64; types as for ``sum``.
 
     Sums of differences from the first value are kept in twice the precision: neither a large offset of all values
-    nor the order of the rows shows in the result. NaN and infinite values make it NaN.
+    nor the order of the rows shows in the result. NaN and infinite values make it NaN, over a changelog until they are
+    taken back; what is taken back there may leave an error in the 31st digit of the largest square.
 
     Args:
         ddof: 1: of a sample (SQL's ``var_samp``, null for fewer than two values); 0: of a population (``var_pop``).

@@ -36,27 +36,65 @@ class SpreadAccumulator(NumberAccumulator):
         self._ddof = ddof
         self._root = root
 
-    def update(self, slots: Ints, arguments: Sequence[pa.Array], times: Ints) -> None:
-        """As ``Accumulator.update``."""
+    def apply(self, slots: Ints, arguments: Sequence[pa.Array], times: Ints, weights: Ints) -> None:
+        """As ``Retractable.apply``."""
         del times
         (values,) = arguments
-        kernels.add_spread(slots, *_double_double(values), validity(values), *self.numbers)
+        kernels.add_spread(slots, *_double_double(values), validity(values), weights, *self.numbers)
 
     def merge(self, slots: Ints, columns: Sequence[pa.Array]) -> None:
         """As ``Accumulator.merge``."""
         *floats, counts = map(fixed_codes, columns)
         others = [*(column.view(np.float64) for column in floats), counts]
-        kernels.merge_spread(slots, *others, *self.numbers)
+        kernels.merge_spread(slots, *others, *self.numbers[:6])
 
     def result(self, slots: Ints) -> pa.Array:
         """As ``Accumulator.result``; float64, null for ``ddof`` values or fewer."""
-        _, sums, errors, squares, square_errors, counts = (column[slots] for column in self.numbers)
+        return pa.array(self._spread(slots), pa.float64(), mask=self.numbers[5][slots] <= self._ddof)
+
+    def _spread(self, slots: Ints) -> Floats:
+        _, sums, errors, squares, square_errors, counts = (column[slots] for column in self.numbers[:6])
         made = np.empty(len(slots), np.float64)
         kernels.deviations(sums, errors, squares, square_errors, counts, made)
         made /= np.maximum(counts - self._ddof, 1)
         unit = 10.0**self._scale
-        made = np.sqrt(made) / unit if self._root else made / unit / unit
-        return pa.array(made, pa.float64(), mask=counts <= self._ddof)
+        return np.sqrt(made) / unit if self._root else made / unit / unit
+
+
+class RetractableSpread(SpreadAccumulator):
+    """As ``SpreadAccumulator``; values that are not finite are counted apart, so that they can be taken back.
+
+    State: its state, of the finite values, and how many others there are.
+    """
+
+    def __init__(self, type: pa.DataType, ddof: int, root: bool) -> None:
+        super().__init__(type, ddof, root)
+        self.numbers.append(np.empty(0, np.int64))
+
+    def apply(self, slots: Ints, arguments: Sequence[pa.Array], times: Ints, weights: Ints) -> None:
+        """As ``Retractable.apply``."""
+        del times
+        (values,) = arguments
+        floats, rests = _double_double(values)
+        valid, odd = validity(values), ~np.isfinite(floats)
+        if len(valid):
+            odd &= valid
+        if bool(odd.any()):
+            np.add.at(self.numbers[-1], slots[odd], weights[odd] if len(weights) else 1)
+            valid = valid & ~odd if len(valid) else ~odd
+        kernels.add_spread(slots, floats, rests, valid, weights, *self.numbers[:-1])
+
+    def merge(self, slots: Ints, columns: Sequence[pa.Array]) -> None:
+        """As ``Accumulator.merge``."""
+        super().merge(slots, columns[:-1])
+        np.add.at(self.numbers[-1], slots, fixed_codes(columns[-1]))
+
+    def result(self, slots: Ints) -> pa.Array:
+        """As ``Accumulator.result``."""
+        odd = self.numbers[-1][slots]
+        made = self._spread(slots)
+        made[odd > 0] = np.nan
+        return pa.array(made, pa.float64(), mask=self.numbers[5][slots] + odd <= self._ddof)
 
 
 def _double_double(values: pa.Array) -> tuple[Floats, Floats]:

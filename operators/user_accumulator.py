@@ -10,7 +10,7 @@ import pyarrow as pa
 from millstream.engine.codes import Bools, Ints
 from millstream.engine.errors import MillstreamError, UserCodeError
 from millstream.operators import aggregate_kernels as kernels
-from millstream.operators.accumulators import Accumulator
+from millstream.operators.accumulators import Retractable
 from millstream.operators.cells import cells_for, resized
 from millstream.operators.python import function_place, shown, shown_row, shown_schema
 from millstream.operators.user_aggregate import Functions
@@ -18,7 +18,7 @@ from millstream.operators.user_aggregate import Functions
 _State = dict[str, pa.Array]
 
 
-class UserAccumulator(Accumulator):
+class UserAccumulator(Retractable):
     """Calls functions of the user's with the state of the groups in a batch. State: the columns declared."""
 
     def __init__(self, functions: Functions) -> None:
@@ -33,9 +33,19 @@ class UserAccumulator(Accumulator):
             cells.resize(slots)
         self._begun = resized(self._begun, slots, fill=False)
 
-    def update(self, slots: Ints, arguments: Sequence[pa.Array], times: Ints) -> None:
-        """As ``Accumulator.update``. Raises UserCodeError if a function fails, or returns what it must not."""
+    def apply(self, slots: Ints, arguments: Sequence[pa.Array], times: Ints, weights: Ints) -> None:
+        """As ``Retractable.apply``. Raises UserCodeError if a function fails, or returns what it must not."""
         del times
+        if not len(weights):
+            self._take_in(slots, arguments)
+            return
+        for wanted, take in ((weights, self._take_in), (-weights, self._take_out)):
+            # A row of weight n is n rows to the user's function.
+            rows = np.repeat(np.arange(len(slots)), np.maximum(wanted, 0))
+            if len(rows):
+                take(slots[rows], [argument.take(pa.array(rows)) for argument in arguments])
+
+    def _take_in(self, slots: Ints, arguments: Sequence[pa.Array]) -> None:
         touched, groups = np.unique(slots, return_inverse=True)
         groups = groups.reshape(-1).astype(np.int64, copy=False)
         merge, update = self._functions.merge, self._functions.update
@@ -45,6 +55,17 @@ class UserAccumulator(Accumulator):
         if merge:
             made = self._call(merge, len(touched), [held, made], ())
         self._put(touched, made)
+
+    def _take_out(self, slots: Ints, arguments: Sequence[pa.Array]) -> None:
+        retract = self._functions.retract
+        assert retract is not None, "aggregates without retract= refuse changelogs"
+        touched, groups = np.unique(slots, return_inverse=True)
+        groups = groups.reshape(-1).astype(np.int64, copy=False)
+        self._put(touched, self._call(retract, len(touched), [self._held(touched), groups, *arguments], arguments))
+
+    def clear(self, slots: Ints) -> None:
+        """As ``Retractable.clear``."""
+        self._begun[slots] = False
 
     def merge(self, slots: Ints, columns: Sequence[pa.Array]) -> None:
         """As ``Accumulator.merge``. Raises UserCodeError as ``update``."""

@@ -31,12 +31,14 @@ class Functions:
         update: (state, groups, *arguments) -> state.
         result: state -> an array of ``type``.
         merge: (state, state of later rows) -> state; None: there is none.
+        retract: (state, groups, *arguments) -> state without these rows; None: there is none.
     """
 
     init: pa.RecordBatch
     update: Callable[..., Any]
     result: Callable[..., Any]
     merge: Callable[..., Any] | None
+    retract: Callable[..., Any] | None
     type: pa.DataType
 
 
@@ -55,12 +57,13 @@ class UserAggregate(AggregateSpec):
         """As ``AggregateSpec.options``: the functions by name, for what they do cannot be told."""
         own = self.functions
         init = ", ".join(f"{name}={shown_scalar(own.init.column(name)[0])}" for name in own.init.schema.names)
-        merge = () if own.merge is None else (f"merge={function_name(own.merge)}",)
+        given = (("merge", own.merge), ("retract", own.retract))
+        more = tuple(f"{name}={function_name(fn)}" for name, fn in given if fn is not None)
         return (
             f"state=({shown_schema(own.init.schema)})",
             f"init=({init})",
             f"update={function_name(own.update)}",
-            *merge,
+            *more,
             f"result={function_name(own.result)}",
             f"type={own.type}",
         )
@@ -77,6 +80,13 @@ class UserAggregate(AggregateSpec):
         return tuple(self.functions.init.schema)
 
     @property
+    def instead(self) -> str:
+        """As ``AggregateSpec.instead``: nothing, if the user said how."""
+        if self.functions.retract is not None:
+            return ""
+        return "give it a function retract=(state, groups, *arguments) -> state, which undoes update"
+
+    @property
     def can_merge(self) -> bool:
         """As ``AggregateSpec.can_merge``: if the user said how."""
         return self.functions.merge is not None
@@ -89,7 +99,7 @@ class UserAggregate(AggregateSpec):
         return UserAccumulator(self.functions)
 
 
-def aggregate(
+def aggregate(  # noqa: PLR0913  most are functions, by name
     *arguments: str | Expr,
     state: pa.Schema | Mapping[str, Any],
     init: Mapping[str, Any],
@@ -97,6 +107,7 @@ def aggregate(
     result: Callable[..., Any],
     type: Any,
     merge: Callable[..., Any] | None = None,
+    retract: Callable[..., Any] | None = None,
     where: str | Expr | None = None,
 ) -> AggregateSpec:
     """Make an aggregate of functions over arrays, with an element per group: they are called once per batch.
@@ -116,6 +127,8 @@ def aggregate(
         merge: ``(state, later) -> state``: joins the states of the same groups over earlier and later rows; joined to
             ``init`` a state stays what it is. If it is given, each batch is reduced by itself, from ``init`` on, and
             merged into what there is; otherwise ``update`` goes on from there.
+        retract: takes rows back, over a changelog: it gets what ``update`` got for them, and returns the state as it
+            would be without them. In a batch the rows that come are taken in before others are taken back.
         where: as for ``count``.
 
     Raises:
@@ -136,7 +149,9 @@ def aggregate(
     check_function(result, "aggregate(result=...)", 1, "one argument, the state")
     if merge is not None:
         check_function(merge, "aggregate(merge=...)", 2, "two arguments, states")
-    functions = Functions(_beginning(schema_of(state), init), update, result, merge, data_type(type))
+    if retract is not None:
+        check_function(retract, "aggregate(retract=...)", 2 + count, takes)
+    functions = Functions(_beginning(schema_of(state), init), update, result, merge, retract, data_type(type))
     return UserAggregate(expressions("aggregate", *arguments), functions, where=condition("aggregate", where))
 
 

@@ -8,8 +8,10 @@ from typing import Any
 
 import duckdb
 import pyarrow as pa
-from millstream.engine.changelog import WEIGHT
-from operator_kit import canonical, rows_of
+from hypothesis import strategies as st
+from millstream.engine.changelog import WEIGHT, weighted
+from operator_kit import Step, canonical, rows_of
+from window_kit import streams
 
 Net = Counter[tuple[Any, ...]]
 
@@ -42,3 +44,41 @@ def aggregated(rows: pa.Table, keys: Sequence[str], made: Sequence[str]) -> Net:
         connection.register("rows", rows)
         result = connection.sql(f"select {', '.join([*shown, *made])} from rows {group}").to_arrow_table()
     return Counter(hashable(row) for row in rows_of(result))
+
+
+@st.composite
+def changelogs(draw: st.DrawFn) -> list[Step]:
+    """As ``streams``, of rows with weights: rows come once or twice, and some of those there are taken back."""
+    steps, random = draw(streams()), draw(st.randoms(use_true_random=False))
+    rows = pa.Table.from_batches([step for step in steps if isinstance(step, pa.RecordBatch)])
+    held: Counter[int] = Counter()
+    first = 0
+    for number, step in enumerate(steps):
+        if not isinstance(step, pa.RecordBatch):
+            continue
+        taken = []
+        for row in range(first, first + step.num_rows):
+            taken.append((row, random.choice([1, 1, 2])))
+        first += step.num_rows
+        held.update(dict(taken))
+        for row in random.sample(sorted(held), random.randint(0, len(held))):
+            weight = random.randint(1, held[row])
+            taken.append((row, -weight))
+            held[row] -= weight
+        held = +held
+        batch = rows.take([row for row, _ in taken]).combine_chunks().to_batches()[0]
+        weights = pa.array([weight for _, weight in taken], pa.int64())
+        steps[number] = pa.RecordBatch.from_arrays([*batch.columns, weights], schema=weighted(batch.schema))
+    return steps
+
+
+def held_by(batches: Sequence[pa.RecordBatch]) -> pa.Table:
+    """The rows of a changelog that are there, each as often as its weights sum to; ``seq`` tells rows apart."""
+    every = pa.Table.from_batches(batches)
+    weights: Counter[int] = Counter()
+    place: dict[int, int] = {}
+    for at, (seq, weight) in enumerate(zip(every["seq"].to_pylist(), every[WEIGHT].to_pylist(), strict=True)):
+        weights[seq] += weight
+        place[seq] = at
+    held = [place[seq] for seq, weight in weights.items() for _ in range(weight)]
+    return every.drop_columns([WEIGHT]).take(pa.array(held, pa.int64()))

@@ -34,18 +34,30 @@ AGGREGATES = {
     "most": ms.max("amount"),
     "median": ms.median("amount"),
 }
+OF_RESULTS = {
+    "shops": ms.count(),
+    "amount": ms.sum("amount"),
+    "least": ms.min("amount"),
+    "best": ms.arg_max("shop", by="amount"),
+    "lasts": ms.count_distinct("last"),
+    "all": ms.collect("most"),
+    "median": ms.median("about"),
+    "spread": ms.variance("distinct"),
+}
 Sinks = tuple[Any, ...]
 
 
 def sinks() -> Sinks:
-    return tuple(ms.memory_sink(name=name) for name in ("by shop", "all"))
+    return tuple(ms.memory_sink(name=name) for name in ("by shop", "all", "by results"))
 
 
 def make(out: Sinks) -> ms.Job:
     job = ms.Job("groups")
     orders = job.read(ms.memory_source(BATCHES), event_time="at", max_delay="2s")
-    orders.group_by("shop").agg(**AGGREGATES).changes().write(out[0])
+    by_shop = orders.group_by("shop").agg(**AGGREGATES)
+    by_shop.changes().write(out[0])
     orders.agg(**AGGREGATES).changes().write(out[1])
+    by_shop.with_columns(even=col("rows") % 2 == 0).group_by("even").agg(**OF_RESULTS).changes().write(out[2])
     return job
 
 
@@ -64,7 +76,7 @@ def result(out: Sinks) -> list[Counter[Any]]:
 def expected() -> list[Counter[Any]]:
     out = sinks()
     make(out).run()
-    assert [len(net) for net in result(out)] == [6, 1]
+    assert [len(net) for net in result(out)] == [6, 1, 2]
     return result(out)
 
 
