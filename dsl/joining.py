@@ -15,6 +15,7 @@ from millstream.engine.time import Duration, micros
 from millstream.operators.join import HOWS
 from millstream.operators.join_columns import JoinedColumn, check_keys, join_columns
 from millstream.operators.timed_join import LATE_PORTS, Between, Nearness, SameWindow, TimedJoin
+from millstream.operators.unbounded_join import UnboundedJoin
 from millstream.stream import Stream
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ class Joining:
             return self._timed(self._between(between), name)
         if window is not None:
             return self._timed(self._same_window(window), name)
-        raise JobError("join() needs between=, window= or ttl=")
+        return self._unbounded(name)
 
     def _check(self) -> None:
         if not isinstance(self.right, Stream):
@@ -127,6 +128,24 @@ class Joining:
         node = graph.operator(spec, [self.left._edge, self.right._edge], name)
         time = col("window_end") - lit(_MICROSECOND) if windows else self._later(columns)
         return JoinedStream(graph, Edge(node.id), time, (left_time, right_time))
+
+    # -- everything with everything ----------------------------------------------------------------------------
+
+    def _unbounded(self, name: str | None) -> JoinedStream:
+        keys = self._keys()
+        columns = join_columns(self.left.schema, self.right.schema, keys, self.suffix, window=False)
+        spec = UnboundedJoin(
+            left_keys=tuple(left for left, _ in keys),
+            right_keys=tuple(right for _, right in keys),
+            how=self.how,
+            columns=columns,
+            where=self.where,
+        )
+        graph = self.left._graph
+        node = graph.operator(spec, [self.left._edge, self.right._edge], name)
+        changes = self.left.is_changelog or self.right.is_changelog
+        timed = not changes and self.left._time is not None and self.right._time is not None
+        return JoinedStream(graph, Edge(node.id), self._later(columns) if timed else None)
 
     def _times(self) -> tuple[Expr, Expr]:
         for stream, side in ((self.left, "left"), (self.right, "right")):

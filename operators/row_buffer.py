@@ -59,6 +59,11 @@ class RowBuffer:
         self.count = 0
 
     @property
+    def end(self) -> int:
+        """The id of the next row."""
+        return self._log.end
+
+    @property
     def schema(self) -> pa.Schema:
         """The columns kept."""
         return self._log.schema
@@ -137,6 +142,10 @@ class RowBuffer:
                 row, at, count = kernels.probe_spans(slots, low, high, *place)
             if count:
                 yield pairs.rows[:count], pairs.ids[:count]
+
+    def holds(self, slots: Ints) -> Bools:
+        """Return which slots have had rows, none of which was ever dropped."""
+        return self._head[slots] >= 0
 
     def take(self, ids: Ints, names: list[str] | None = None) -> pa.RecordBatch:
         """Return some rows, in the order asked for, with these columns (None: all)."""

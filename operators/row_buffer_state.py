@@ -96,12 +96,59 @@ class BufferState:
 
     def restored(
         self, batches: Iterable[pa.RecordBatch], full_from: int
-    ) -> tuple[pa.RecordBatch, dict[str, npt.NDArray[Any]]]:
-        """Return the rows of the restored table, and their lanes by name, to be appended."""
+    ) -> Iterator[tuple[pa.RecordBatch, dict[str, npt.NDArray[Any]]]]:
+        """Yield the rows of the restored table, and their lanes by name, to be appended."""
         rows = latest(batches, self._table)
         self._base = RollingBase(full_from)
         width = len(self._buffer.schema)
         batch = pa.RecordBatch.from_arrays(rows.columns[:width], schema=self._buffer.schema)
         lanes = dict(zip(("number", *self._lanes), map(fixed_codes, rows.columns[width:]), strict=True))
         self._next = max(self._next, int(lanes["number"].max(initial=-1)) + 1)
-        return batch, {**lanes, "stored": np.ones(rows.num_rows, np.bool_)}
+        yield batch, {**lanes, "stored": np.ones(rows.num_rows, np.bool_)}
+
+
+class BufferRows:
+    """The rows of a buffer that are never dropped nor changed, as a ROWS state table: each is written once.
+
+    Args:
+        table: the buffer's columns, and the bucket, of which there is but one.
+    """
+
+    def __init__(self, table: StateTable, buffer: RowBuffer) -> None:
+        self._table = table
+        self._buffer = buffer
+        self._written = 0
+
+    def begin(self, ids: Ints) -> None:
+        """Rows are new: ids say so by themselves."""
+
+    def touch(self, ids: Ints) -> None:
+        """Never called with a row."""
+        assert not len(ids), f"rows that never change have changed: {ids}"
+
+    def drop(self, ids: Ints) -> None:
+        """Never called with a row."""
+        assert not len(ids), f"rows that are never dropped are dropped: {ids}"
+
+    def delta(self, epoch: int) -> StateDelta | None:
+        """Return the rows that are new since the last delta; None if there are none."""
+        del epoch
+        end = self._buffer.end
+        if end == self._written:
+            return None
+        batches = []
+        for first in range(self._written, end, _ROWS):
+            rows = self._buffer.take(np.arange(first, min(first + _ROWS, end)))
+            bucket = pa.repeat(pa.scalar(0, pa.int64()), rows.num_rows)
+            batches.append(pa.RecordBatch.from_arrays([*rows.columns, bucket], schema=self._table.schema))
+        self._written = end
+        return StateDelta(pa.Table.from_batches(batches, self._table.schema))
+
+    def restored(
+        self, batches: Iterable[pa.RecordBatch], full_from: int
+    ) -> Iterator[tuple[pa.RecordBatch, dict[str, npt.NDArray[Any]]]]:
+        """Yield the rows of the restored table, to be appended."""
+        del full_from
+        for batch in batches:
+            self._written += batch.num_rows
+            yield pa.RecordBatch.from_arrays(batch.columns[:-1], schema=self._buffer.schema), {}

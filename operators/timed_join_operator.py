@@ -172,11 +172,10 @@ class TimedJoinOperator(Operator):
         """As ``Operator.restore``."""
         index = SIDES.index(table)
         side = self._sides[index]
-        rows, lanes = side.state.restored(batches, full_from)
-        low, high = lanes.pop("low"), lanes.pop("high")
-        spans = Spans(low, high, self._rule.until(index, low, high))
-        slots = self._slots(index, rows, spans)
-        side.restore(rows, slots, spans, lanes)
+        for rows, lanes in side.state.restored(batches, full_from):
+            low, high = lanes.pop("low"), lanes.pop("high")
+            spans = Spans(low, high, self._rule.until(index, low, high))
+            side.restore(rows, self._slots(index, rows, spans), spans, lanes)
 
     def counters(self) -> Mapping[str, int]:
         """As ``Operator.counters``."""

@@ -8,9 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import duckdb
+import millstream as ms
 import pyarrow as pa
 from hypothesis import strategies as st
+from millstream import Expr, col
 from millstream.engine.element import Watermark
+from millstream.engine.operator import OperatorSpec
 from millstream.testing import BARRIER, On
 from millstream.testing.operators import Step
 from operator_kit import canonical
@@ -103,3 +106,26 @@ def streams_of(draw: random.Random, left: int, right: int, span: int = 60) -> St
         if draw.random() < 0.3:
             steps.append(BARRIER)
     return Streams(steps)
+
+
+PAIR = "coalesce(l.k, r.k) as k, l.f, l.n, l.at, l.hi, l.tags, r.g, r.n as n_right, r.at as at_right, r.point, r.text"
+WHERES = {None: "true", "n": "l.n > r.n", "text": "text = ''"}
+
+
+def where_of(name: str | None) -> Expr | None:
+    return {None: None, "n": col("n") > col("n_right"), "text": col("text") == ""}[name]
+
+
+def joined(changelogs: Sequence[int] = (), **options: Any) -> OperatorSpec:
+    """The operator that ``join`` makes of such streams."""
+    job = ms.Job("j")
+    left, right = (
+        job.read(ms.memory_source(schema.empty_table(), name=name), event_time="at")
+        for name, schema in zip(("l", "r"), SCHEMAS, strict=True)
+    )
+    left, right = (
+        stream._as_changelog() if side in changelogs else stream for side, stream in enumerate((left, right))
+    )
+    node = job.graph.nodes[left.join(right, **options)._edge.node]
+    assert isinstance(node.body, OperatorSpec)
+    return node.body

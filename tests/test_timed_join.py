@@ -10,9 +10,8 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from join_kit import SCHEMAS, Streams, bag, streams
-from millstream import Expr, col
-from millstream.engine.operator import OperatorSpec
+from join_kit import PAIR, SCHEMAS, WHERES, Streams, bag, joined, streams, where_of
+from millstream import col
 from millstream.operators.join import HOWS
 from millstream.testing import check_operator
 
@@ -23,24 +22,6 @@ NEAR = {
     "until": ((col("at"), col("hi")), "r.at between l.at and l.hi"),
     "past": ((dt.timedelta(seconds=-20), "-6s"), "r.at between l.at - interval 20 second and l.at - interval 6 second"),
 }
-PAIR = "coalesce(l.k, r.k) as k, l.f, l.n, l.at, l.hi, l.tags, r.g, r.n as n_right, r.at as at_right, r.point, r.text"
-WHERES = {None: "true", "n": "l.n > r.n", "text": "text = ''"}
-
-
-def where_of(name: str | None) -> Expr | None:
-    return {None: None, "n": col("n") > col("n_right"), "text": col("text") == ""}[name]
-
-
-def joined(**options: Any) -> OperatorSpec:
-    """The operator that ``join`` makes of such streams."""
-    job = ms.Job("j")
-    left, right = (
-        job.read(ms.memory_source(schema.empty_table(), name=name), event_time="at")
-        for name, schema in zip(("l", "r"), SCHEMAS, strict=True)
-    )
-    node = job.graph.nodes[left.join(right, **options)._edge.node]
-    assert isinstance(node.body, OperatorSpec)
-    return node.body
 
 
 def by_sql(given: Streams, how: str, condition: str) -> list[tuple[Any, ...]]:
