@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from millstream.job import Job
     from millstream.operators.aggregates import count, first, last, max, mean, min, sum
     from millstream.operators.collecting import collect, count_distinct
+    from millstream.operators.over_functions import lag, lead, row_number
     from millstream.operators.paned_windows import cumulating, sliding
     from millstream.operators.picks import arg_max, arg_min
     from millstream.operators.session_window import session
@@ -72,6 +73,7 @@ _HOMES = {
     "millstream.job": ("Job",),
     "millstream.operators.aggregates": ("count", "first", "last", "max", "mean", "min", "sum"),
     "millstream.operators.collecting": ("collect", "count_distinct"),
+    "millstream.operators.over_functions": ("lag", "lead", "row_number"),
     "millstream.operators.paned_windows": ("cumulating", "sliding"),
     "millstream.operators.picks": ("arg_max", "arg_min"),
     "millstream.operators.session_window": ("session",),
@@ -117,7 +119,9 @@ __all__ = [
     "first",
     "generator",
     "jsonl",
+    "lag",
     "last",
+    "lead",
     "lit",
     "max",
     "mean",
@@ -128,6 +132,7 @@ __all__ = [
     "parquet",
     "print_sink",
     "quantile",
+    "row_number",
     "session",
     "sliding",
     "stddev",

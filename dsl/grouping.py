@@ -15,7 +15,7 @@ from millstream.stream import Stream
 if TYPE_CHECKING:
     from millstream.operators.aggregate_spec import AggregateSpec
     from millstream.operators.windows import Window
-    from millstream.ranking import Directions, Ranks
+    from millstream.ranking import Directions, OverStream, Ranks
 
 LATE = "late"
 _MICROSECOND = dt.timedelta(microseconds=1)
@@ -91,6 +91,40 @@ class GroupedStream:
 
         ranks = ranks_of(n, by, descending)
         return changing_top(self._graph, self._edge, self._keys, ranks, n, ties=ties, row_number=row_number, name=name)
+
+    def over(
+        self, *, rows: int | None = None, range: Duration | None = None, name: str | None = None, **functions: Any
+    ) -> OverStream:
+        """Add columns to every row that look at the rows of its key before it in event time (or after it).
+
+        Rows of one time are in the order of arrival. A row waits until the watermark has passed its time, and then
+        goes on once, for good; rows go on in the order of event time. Later ones go to ``.late``.
+
+        Args:
+            rows: aggregates see the row and those before it, so many in all.
+            range: aggregates see the rows from so long before the row on, and all those of its own time, as in SQL's
+                ``range between interval ... preceding and current row``. With neither they see all up to the row.
+            name: names the operator.
+            functions: ``column=ms.row_number()``, ``ms.lag("price")``, ``ms.lead("price")``, or an aggregate:
+                ``count``, ``sum``, ``mean``, ``min``, ``max``.
+
+        Raises:
+            JobError: the stream has no event time, or the frame makes no sense.
+            SchemaError: a function does not fit the columns, or the stream has a column of its name.
+
+        >>> import datetime as dt
+        >>> import millstream as ms
+        >>> rows = [{"at": dt.datetime(2026, 1, 1, 12, 0, s), "price": p} for s, p in [(1, 5), (3, 9), (2, 7)]]
+        >>> job, out = ms.Job("j"), ms.memory_sink()
+        >>> trades = job.read(ms.memory_source(rows), event_time="at", max_delay="5s")
+        >>> trades.over(before=ms.lag("price"), total=ms.sum("price")).select("price", "before", "total").write(out)
+        >>> _ = job.run()
+        >>> [tuple(row.values()) for row in out.rows()]
+        [(5, None, 5), (7, 5, 12), (9, 7, 21)]
+        """
+        from millstream.ranking import over
+
+        return over(Stream(self._graph, self._edge, self._time), self._keys, functions, rows, range, name)
 
     def agg(self, *misplaced: Any, name: str | None = None, **aggregates: Any) -> Stream:
         """Reduce all rows of each key so far to one row: the keys, the aggregates. The result is a changelog.

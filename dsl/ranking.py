@@ -1,14 +1,18 @@
-"""``top`` and ``deduplicate(keep="last")``: streams that take rows back."""
+"""``top``, ``deduplicate(keep="last")`` and ``over``: rows and their place among others."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TypeAlias
+from collections.abc import Mapping, Sequence
+from types import NoneType
+from typing import Any, TypeAlias
 
 from millstream.engine.errors import JobError, SchemaError
 from millstream.engine.expression import Expr, col
 from millstream.engine.graph import Edge, Graph
+from millstream.engine.time import Duration, micros
 from millstream.stream import Stream
+
+LATE = "late"
 
 Ranks: TypeAlias = str | Expr | Sequence[str | Expr]
 Directions: TypeAlias = bool | Sequence[bool]
@@ -63,3 +67,54 @@ def changing_top(  # noqa: PLR0913  where both streams' methods end
     except SchemaError as error:
         raise SchemaError(f"{call}(): {error}") from None
     return Stream(graph, Edge(node.id), None)
+
+
+class OverStream(Stream):
+    """Rows with columns added, and beside it the rows that came too late for it."""
+
+    def __init__(self, graph: Graph, edge: Edge, time: Expr | None, late_time: Expr) -> None:
+        super().__init__(graph, edge, time)
+        self._late_time = late_time
+
+    @property
+    def late(self) -> Stream:
+        """The rows that came when event time had passed them, as they came; also rows without event time."""
+        return Stream(self._graph, Edge(self._edge.node, LATE), self._late_time)
+
+
+def over(
+    stream: Stream,
+    keys: tuple[str, ...],
+    functions: Mapping[str, Any],
+    rows: int | None,
+    range: Duration | None,
+    name: str | None,
+) -> OverStream:
+    """Return the stream of ``GroupedStream.over``."""
+    from millstream.operators.aggregate_spec import AggregateSpec
+    from millstream.operators.over import Over
+    from millstream.operators.over_functions import OverFunction
+
+    time = stream._time
+    if time is None:
+        raise JobError(
+            "over() needs event time: name its column in job.read(..., event_time='paid_at'), and keep that column in "
+            "select(), drop() and map()"
+        )
+    if not functions or not isinstance(name, (str, NoneType)):
+        raise JobError("over() needs a name for each function, as in over(n=ms.row_number(), total=ms.sum('amount'))")
+    for column, function in functions.items():
+        if not isinstance(function, (OverFunction, AggregateSpec)):
+            raise SchemaError(
+                f"over({column}=...) takes ms.row_number(), ms.lag('price'), ms.lead('price') or an aggregate such as "
+                f"ms.sum('price'), got {function!r}"
+            )
+    if rows is not None and (not isinstance(rows, int) or isinstance(rows, bool)):
+        raise JobError(f"over(rows={rows!r}): rows is how many rows a frame has, a whole number")
+    spec = Over(keys, tuple(functions.items()), time, rows, None if range is None else micros(range))
+    try:
+        node = stream._graph.operator(spec, [stream._edge], name)
+    except SchemaError as error:
+        raise SchemaError(f"over(): {error}") from None
+    # A row that waits for another one goes on when event time is past it.
+    return OverStream(stream._graph, Edge(node.id), None if spec.after else time, time)

@@ -14,16 +14,17 @@ from millstream.engine.expression_types import Schema
 from millstream.engine.graph import Edge, Graph, Write, check_columns
 from millstream.engine.operator import MAIN, OperatorSpec
 from millstream.engine.sink import Sink
-from millstream.engine.time import Duration, micros
+from millstream.engine.time import Duration
 from millstream.operators.project import Filter, Project
 from millstream.operators.python import FlatMap, Map, MapBatches
 from millstream.operators.union import Union
 
 if TYPE_CHECKING:
+    from millstream.deduplicating import DeduplicatedStream
     from millstream.grouping import GroupedStream, WindowedStream
     from millstream.joining import JoinedStream
     from millstream.operators.windows import Window
-    from millstream.ranking import Directions, Ranks
+    from millstream.ranking import Directions, OverStream, Ranks
 
 
 class Stream:
@@ -270,38 +271,14 @@ class Stream:
         >>> out.rows(), again.rows()
         ([{'id': 1, 'n': 5}, {'id': 2, 'n': 6}], [{'id': 1, 'n': 7}])
         """
-        from millstream.operators.deduplicate import Deduplicate
+        from millstream.deduplicating import first_of, last_of
 
         if not columns:
             raise JobError("deduplicate() needs the columns that make up the key, as in deduplicate('id')")
         check_columns(self.schema, columns, "deduplicate()")
-        if keep == "last":
-            return self._last_of(columns, within, name)
-        if keep != "first":
+        if keep not in {"first", "last"}:
             raise JobError(f"deduplicate(keep={keep!r}): keep is 'first' or 'last'")
-        if within is not None and self._time is None:
-            raise JobError(
-                "deduplicate(within=...) needs event time: name its column in job.read(..., event_time='sent_at'), and "
-                "keep that column in select(), drop() and map(); or leave within= out to remember keys for ever"
-            )
-        reach = None if within is None else micros(within)
-        spec = Deduplicate(columns, reach, None if within is None else self._time)
-        try:
-            node = self._graph.operator(spec, [self._edge], name)
-        except SchemaError as error:
-            raise SchemaError(f"deduplicate(): {error}") from None
-        return DeduplicatedStream(self._graph, Edge(node.id), self._time, timed=within is not None)
-
-    def _last_of(self, keys: tuple[str, ...], within: Duration | None, name: str | None) -> Stream:
-        from millstream.ranking import changing_top
-
-        if within is not None:
-            raise JobError(
-                "deduplicate(keep='last') has no within=: leave it out for the last row there is of each key, or write "
-                f"group_by({', '.join(map(repr, keys))}).window(ms.tumbling('1h')).top(1, by=...) for that of an hour"
-            )
-        by = () if self._time is None else ((self._time, True),)
-        return changing_top(self._graph, self._edge, keys, by, 1, newest=True, name=name, call="deduplicate")
+        return (first_of if keep == "first" else last_of)(self._graph, self._edge, self._time, columns, within, name)
 
     # -- joins -------------------------------------------------------------------------------------------------
 
@@ -390,6 +367,14 @@ class Stream:
         ranks = ranks_of(n, by, descending)
         return changing_top(self._graph, self._edge, (), ranks, n, ties=ties, row_number=row_number, name=name)
 
+    def over(
+        self, *, rows: int | None = None, range: Duration | None = None, name: str | None = None, **functions: Any
+    ) -> OverStream:
+        """Add columns to every row that look at those before it in event time; see ``GroupedStream.over``."""
+        from millstream.ranking import over
+
+        return over(self, (), functions, rows, range, name)
+
     def agg(self, *misplaced: Any, name: str | None = None, **aggregates: Any) -> Stream:
         """Reduce all rows so far to one row, a changelog; there is none before the first row comes.
 
@@ -451,35 +436,6 @@ class Stream:
         if not self._time.columns() <= moved.keys():
             return None
         return self._time.substitute({name: to for name, to in moved.items() if name is not None})
-
-
-class DeduplicatedStream(Stream):
-    """The first row of each key, and beside it the rows that were there before."""
-
-    def __init__(self, graph: Graph, edge: Edge, time: Expr | None, *, timed: bool) -> None:
-        super().__init__(graph, edge, time)
-        self._timed = timed
-
-    @property
-    def duplicates(self) -> Stream:
-        """The rows whose key was there before, as they came."""
-        return self._beside("duplicates")
-
-    @property
-    def late(self) -> Stream:
-        """The rows of which nobody knows, since their time was forgotten when they came; also those without one.
-
-        Raises:
-            JobError: there are none, for keys are remembered for ever.
-        """
-        if not self._timed:
-            raise JobError(
-                "deduplicate() without within= remembers keys for ever: no row is late, so there is no .late"
-            )
-        return self._beside("late")
-
-    def _beside(self, port: str) -> Stream:
-        return Stream(self._graph, Edge(self._edge.node, port), self._time)
 
 
 def _named(value: Any, where: str) -> tuple[str, Expr]:

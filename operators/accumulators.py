@@ -193,7 +193,7 @@ class IntSum(NumberAccumulator):
         """As ``Accumulator.result``."""
         sums, wraps, counts = (column[slots] for column in self.numbers)
         if self._mean:
-            return pa.array(_int_means(sums, wraps, counts), mask=counts == 0)
+            return pa.array(int_means(sums, wraps, counts), mask=counts == 0)
         if bool(wraps.any()):
             at = int(np.flatnonzero(wraps)[0])
             total = int(wraps[at]) * 2**64 + int(sums[at])
@@ -204,7 +204,7 @@ class IntSum(NumberAccumulator):
         return fixed_array(sums, counts > 0, pa.int64())
 
 
-def _int_means(sums: Ints, wraps: Ints, counts: Ints) -> Floats:
+def int_means(sums: Ints, wraps: Ints, counts: Ints) -> Floats:
     """Divide ``wraps * 2**64 + sums`` by counts, correctly rounded."""
     counts = np.maximum(counts, 1)
     means = sums / counts

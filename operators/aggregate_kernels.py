@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from millstream.engine.jit import inlined, kernel
+from millstream.operators.double_double import plus, product_exactly, sum_exactly, times
 
 _CARRY = np.uint64(1)
 _ZERO = np.uint64(0)
@@ -116,54 +117,6 @@ def add_ints(slots: Any, values: Any, valid: Any, weights: Any, sums: Any, wraps
         counts[slot] += weight
 
 
-@inlined
-def _sum_exactly(left: Any, right: Any) -> Any:
-    """Return the rounded sum of two floats, and what rounding took away."""
-    total = left + right
-    part = total - left
-    return total, (left - (total - part)) + (right - part)
-
-
-@inlined
-def _halves(value: Any) -> Any:
-    """Cut a float into two of half as many bits: products of halves are exact."""
-    scaled = 134217729.0 * value
-    high = scaled - (scaled - value)
-    return high, value - high
-
-
-@inlined
-def _product_exactly(left: Any, right: Any) -> Any:
-    """Return the rounded product of two floats, and what rounding took away."""
-    product = left * right
-    high, low = _halves(left)
-    upper, lower = _halves(right)
-    return product, low * lower - (((product - high * upper) - low * upper) - high * lower)
-
-
-@inlined
-def _times(value: Any, weight: Any) -> Any:
-    """Return the rounded product of a float and a weight, and what rounding took away."""
-    if abs(weight) == 1:
-        return value * weight, 0.0
-    product, rest = _product_exactly(value, np.float64(weight))
-    return product, rest if np.isfinite(rest) else 0.0
-
-
-@inlined
-def _accumulate(sums: Any, errors: Any, slot: int, value: Any, rest: Any) -> None:
-    """Add ``value + rest`` to a double-double sum."""
-    total, error = _sum_exactly(sums[slot], value)
-    if np.isfinite(total):
-        error += errors[slot] + rest
-        rounded = total + error
-        sums[slot] = rounded
-        errors[slot] = error - (rounded - total) if np.isfinite(rounded) else 0.0
-    else:
-        sums[slot] = total
-        errors[slot] = 0.0
-
-
 @kernel
 def add_floats(slots: Any, values: Any, valid: Any, weights: Any, sums: Any, errors: Any, counts: Any) -> None:
     """Add floats in double-double arithmetic: a sum is ``sums + errors``, good to about 106 bits."""
@@ -176,8 +129,8 @@ def add_floats(slots: Any, values: Any, valid: Any, weights: Any, sums: Any, err
         value, rest, weight = values[row], 0.0, 1
         if weighted:
             weight = weights[row]
-            value, rest = _times(value, weight)
-        _accumulate(sums, errors, slot, value, rest)
+            value, rest = times(value, weight)
+        sums[slot], errors[slot] = plus(sums[slot], errors[slot], value, rest)
         counts[slot] += weight
 
 
@@ -212,22 +165,22 @@ def add_spread(  # noqa: PLR0913, PLR0917  kernels know no objects
             shifts[slot] = values[row]
         weight = weights[row] if weighted else 1
         counts[slot] += weight
-        high, low = _sum_exactly(values[row], -shifts[slot])
+        high, low = sum_exactly(values[row], -shifts[slot])
         if not np.isfinite(high):
             overflow = np.isfinite(values[row]) and np.isfinite(shifts[slot])
             squares[slot] += np.inf if overflow else np.nan
             continue
         if double:
-            high, low = _sum_exactly(high, low + rests[row])
-        square, rest = _product_exactly(high, high)
+            high, low = sum_exactly(high, low + rests[row])
+        square, rest = product_exactly(high, high)
         rest += 2.0 * high * low
         if weight != 1:
-            high, more = _times(high, weight)
+            high, more = times(high, weight)
             low = low * weight + more
-            square, more = _times(square, weight)
+            square, more = times(square, weight)
             rest = rest * weight + more
-        _accumulate(sums, errors, slot, high, low)
-        _accumulate(squares, square_errors, slot, square, rest)
+        sums[slot], errors[slot] = plus(sums[slot], errors[slot], high, low)
+        squares[slot], square_errors[slot] = plus(squares[slot], square_errors[slot], square, rest)
         if counts[slot] == 0:
             # Whatever rounding has left goes, and the next value is a new shift.
             sums[slot] = errors[slot] = squares[slot] = square_errors[slot] = 0.0
@@ -262,25 +215,29 @@ def merge_spread(  # noqa: PLR0913, PLR0917  kernels know no objects
         if counts[slot] == 0:
             shifts[slot] = other_shifts[row]
         counts[slot] += other_counts[row]
-        high, low = _sum_exactly(other_shifts[row], -shifts[slot])
+        high, low = sum_exactly(other_shifts[row], -shifts[slot])
         if not np.isfinite(high) or not np.isfinite(other_squares[row]):
             overflow = np.isfinite(shifts[slot]) and np.isfinite(other_shifts[row])
             squares[slot] += other_squares[row] if overflow else np.nan
             if overflow and not np.isfinite(high):
                 squares[slot] += np.inf
             continue
-        _accumulate(squares, square_errors, slot, other_squares[row], other_square_errors[row])
-        _accumulate(sums, errors, slot, other_sums[row], other_errors[row])
+        squares[slot], square_errors[slot] = plus(
+            squares[slot], square_errors[slot], other_squares[row], other_square_errors[row]
+        )
+        sums[slot], errors[slot] = plus(sums[slot], errors[slot], other_sums[row], other_errors[row])
         if high == 0.0:
             continue
-        product, rest = _product_exactly(2.0 * high, other_sums[row])
+        product, rest = product_exactly(2.0 * high, other_sums[row])
         rest += 2.0 * (high * other_errors[row] + low * other_sums[row])
-        _accumulate(squares, square_errors, slot, product, rest)
-        product, rest = _product_exactly(high, count)
+        squares[slot], square_errors[slot] = plus(squares[slot], square_errors[slot], product, rest)
+        product, rest = product_exactly(high, count)
         rest += low * count
-        _accumulate(sums, errors, slot, product, rest)
-        square, lost = _product_exactly(product, high)
-        _accumulate(squares, square_errors, slot, square, lost + rest * high + product * low)
+        sums[slot], errors[slot] = plus(sums[slot], errors[slot], product, rest)
+        square, lost = product_exactly(product, high)
+        squares[slot], square_errors[slot] = plus(
+            squares[slot], square_errors[slot], square, lost + rest * high + product * low
+        )
 
 
 @kernel
@@ -289,12 +246,12 @@ def deviations(sums: Any, errors: Any, squares: Any, square_errors: Any, counts:
     for slot in range(out.shape[0]):
         count = np.float64(max(counts[slot], 1))
         mean = sums[slot] / count
-        product, lost = _product_exactly(mean, count)
+        product, lost = product_exactly(mean, count)
         rest_of_mean = (((sums[slot] - product) - lost) + errors[slot]) / count
-        taken, rest = _product_exactly(sums[slot], mean)
+        taken, rest = product_exactly(sums[slot], mean)
         rest += sums[slot] * rest_of_mean + errors[slot] * mean
         if np.isfinite(squares[slot]):
-            left, lost = _sum_exactly(squares[slot], -taken)
+            left, lost = sum_exactly(squares[slot], -taken)
             out[slot] = max(left + (lost + (square_errors[slot] - rest)), 0.0)
         else:
             out[slot] = squares[slot]

@@ -76,7 +76,9 @@ class Ranking:
         Returns:
             (the rows kept, ordered by group and rank; the groups that are full; the n-th row of each of these).
         """
-        codes = [code for column, (_, down) in zip(columns, self._by, strict=True) for code in _codes(column, down)]
+        codes = [
+            code for column, (_, down) in zip(columns, self._by, strict=True) for code in ascending_codes(column, down)
+        ]
         order = np.lexsort([arrivals, *reversed(codes), slots])
         new_slot = np.diff(slots[order], prepend=-1) != 0
         differs = new_slot.copy()
@@ -90,7 +92,7 @@ class Ranking:
         return order[kept], slots[last], last
 
 
-def _codes(column: pa.Array, down: bool) -> list[Ints]:
+def ascending_codes(column: pa.Array, down: bool) -> list[Ints]:
     """Return int64 columns whose ascending order is the column's order, best first."""
     if form_of(column.type, "a column to rank by") is Form.FIXED:
         codes = order_codes(column)
