@@ -130,11 +130,12 @@ class _Job(Generic[Place]):
         self._generation += 1
         self._carried = []
         sink = self._to.sink()
+        epoch, committables = self._stored
         contexts = [
-            SinkContext("check", "job-1", "sink-1", self._generation, index, subtasks) for index in range(subtasks)
+            SinkContext("check", "job-1", "sink-1", self._generation, index, subtasks, restored=epoch)
+            for index in range(subtasks)
         ]
         self._committer = sink.committer(self._to.schema, contexts[0])
-        epoch, committables = self._stored
         if committables:
             self._committer.commit(epoch, _through_the_store(committables))
         if crash:
