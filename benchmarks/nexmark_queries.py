@@ -47,6 +47,16 @@ class Events:
 Query: TypeAlias = Callable[[Events], Stream]
 
 
+_DAY: Final = col("date_time").dt.strftime("%Y-%m-%d")
+_RANKS: Final = {
+    "total": ms.count(),
+    "rank1": ms.count(where=col("price") < 10_000),
+    "rank2": ms.count(where=(col("price") >= 10_000) & (col("price") < 1_000_000)),
+    "rank3": ms.count(where=col("price") >= 1_000_000),
+}
+_DISTINCT: Final = {"bidders": ms.count_distinct("bidder"), "auctions": ms.count_distinct("auction")}
+
+
 def q0(events: Events) -> Stream:
     """Pass through."""
     return events.bid.select("auction", "bidder", "price", "date_time", "extra")
@@ -104,6 +114,25 @@ def q14(events: Events) -> Stream:
     )
 
 
+def q15(events: Events) -> Stream:
+    """Statistics of bids per day."""
+    bid = events.bid.with_columns(day=_DAY)
+    return bid.group_by("day").agg(**_RANKS, **_DISTINCT).changes()
+
+
+def q16(events: Events) -> Stream:
+    """Statistics of bids per channel and day."""
+    bid = events.bid.with_columns(day=_DAY)
+    return bid.group_by("channel", "day").agg(total=ms.count(), **_DISTINCT).changes()
+
+
+def q17(events: Events) -> Stream:
+    """Statistics of bids per auction and day."""
+    prices = {f"{name}_price": aggregate("price") for name, aggregate in (("min", ms.min), ("max", ms.max))}
+    prices |= {"avg_price": ms.mean("price"), "sum_price": ms.sum("price")}
+    return events.bid.with_columns(day=_DAY).group_by("auction", "day").agg(**_RANKS, **prices).changes()
+
+
 def q18(events: Events) -> Stream:
     """Last bid of every bidder on every auction, as it changes."""
     bids = events.bid.select("auction", "bidder", "price", "channel", "url", "date_time", "extra")
@@ -138,7 +167,7 @@ def _micros(column: str) -> Expr:
 
 
 QUERIES: Final[dict[str, Query]] = {
-    query.__name__: query for query in (q0, q1, q2, q5, q7, q10, q11, q14, q18, q19, q21, q22)
+    query.__name__: query for query in (q0, q1, q2, q5, q7, q10, q11, q14, q15, q16, q17, q18, q19, q21, q22)
 }
 
 PARTITIONS: Final[Mapping[str, tuple[str, ...]]] = {"q10": ("day", "hour", "minute")}

@@ -160,7 +160,8 @@ class GroupedStream:
         from millstream.operators.group_aggregate import GroupAggregate
 
         spec = GroupAggregate(self._keys, _aggregates(misplaced, name, aggregates), self._time)
-        return Stream(self._graph, Edge(self._graph.operator(spec, [self._edge], name).id), None)
+        stream = Stream(self._graph, Edge(self._graph.operator(spec, [self._edge], name).id), None)
+        return stream._keyed(self._keys)
 
     if not TYPE_CHECKING:
 

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 class Stream:
     """Rows with a schema, on their way. Every method returns a new stream; nothing runs until the job does."""
 
+    _key: tuple[str, ...] | None = None
+    """Of a changelog: the columns of which no two rows that are there at once have the same values, if known."""
+
     def __init__(self, graph: Graph, edge: Edge, time: Expr | None) -> None:
         self._graph = graph
         self._edge = edge
@@ -112,7 +115,7 @@ class Stream:
         """
         if not isinstance(predicate, Expr):
             raise JobError(f"filter() takes an expression such as col('price') > 10, got {predicate!r}")
-        return self._then(Filter(predicate), self._time)
+        return self._then(Filter(predicate), self._time)._keyed(self._key)
 
     # -- Python functions --------------------------------------------------------------------------------------
 
@@ -221,6 +224,56 @@ class Stream:
             )
         exprs = [*((name, col(name)) for name in self.columns), (weight, col(WEIGHT))]
         return self._then(Project(tuple(exprs)), self._time)
+
+    def final(self, *keys: str, name: str | None = None) -> Stream:
+        """Make an ordinary stream of what is left of a changelog when its input has ended.
+
+        The rows are held in state until then; a stream that never ends has none.
+
+        Args:
+            keys: the columns that tell rows apart. They are known after ``group_by(...).agg(...)``, and as long as they
+                are selected; otherwise, without any named, rows are told apart by all their columns.
+            name: names the operator.
+
+        Raises:
+            JobError: the stream is no changelog.
+            SchemaError: a key is unknown or of a type that cannot be one, or state cannot hold a column.
+
+        >>> import millstream as ms
+        >>> import pyarrow as pa
+        >>> job, out = ms.Job("j"), ms.memory_sink()
+        >>> batches = [pa.record_batch({"shop": ["a", "b"], "n": [1, 1]}), pa.record_batch({"shop": ["a"], "n": [2]})]
+        >>> job.read(ms.memory_source(batches)).group_by("shop").agg(n=ms.sum("n")).final().write(out)
+        >>> _ = job.run()
+        >>> out.rows()
+        [{'shop': 'a', 'n': 3}, {'shop': 'b', 'n': 1}]
+        """
+        from millstream.operators.final import FinalRows
+
+        check_columns(self.schema, keys, "final()")
+        known = tuple(self.columns) if self._key is None else self._key
+        return self._then(FinalRows(keys or known), None, name)
+
+    def consolidate(self, *, name: str | None = None) -> Stream:
+        """Hold a changelog back until the next checkpoint and let only its net changes through.
+
+        A row that comes and is taken back in between is never seen, and each row of an aggregate changes at most once
+        per checkpoint: less for a sink to write, at the price of waiting. Event time is not carried on.
+
+        Args:
+            name: names the operator.
+
+        Raises:
+            JobError: the stream is no changelog.
+            SchemaError: a column has a type of which equal values cannot be told, such as a map.
+        """
+        from millstream.operators.consolidate import Consolidate
+
+        return self._then(Consolidate(), None, name)._keyed(self._key)
+
+    def _keyed(self, key: tuple[str, ...] | None) -> Stream:
+        self._key = key
+        return self
 
     def _as_changelog(self) -> Stream:
         if self.is_changelog:
@@ -415,7 +468,7 @@ class Stream:
     def _project(self, exprs: list[tuple[str, Expr]], where: str) -> Stream:
         weight = [(WEIGHT, col(WEIGHT))] if self.is_changelog else []
         try:
-            return self._then(Project((*exprs, *weight)), self._renamed_time(exprs))
+            return self._then(Project((*exprs, *weight)), self._renamed_time(exprs))._keyed(self._renamed_key(exprs))
         except SchemaError as error:
             raise SchemaError(f"{where}(): {error}") from None
 
@@ -427,6 +480,13 @@ class Stream:
                     f"that name: write col({value!r}) for the column, lit({value!r}) for the text"
                 )
         return [(name, as_expr(value)) for name, value in named.items()]
+
+    def _renamed_key(self, exprs: list[tuple[str, Expr]]) -> tuple[str, ...] | None:
+        """The key under its new names; none if one of its columns is left out or computed anew."""
+        moved = {expr.is_column(): name for name, expr in reversed(exprs)}
+        if self._key is None or not set(self._key) <= moved.keys():
+            return None
+        return tuple(moved[key] for key in self._key)
 
     def _renamed_time(self, exprs: list[tuple[str, Expr]]) -> Expr | None:
         """Event time under the new names; none if one of its columns is left out or computed anew."""

@@ -21,7 +21,8 @@ OperatorId = NewType("OperatorId", str)
 
 _NO_CHANGELOG = (
     "does not take a changelog, a stream whose rows may be taken back: put .changes() before it to see every change "
-    "as a row of its own, with a column 'weight' (1: comes, -1: is taken back)"
+    "as a row of its own, with a column 'weight' (1: comes, -1: is taken back), or .final() to see what is left when a "
+    "bounded input has ended"
 )
 
 
