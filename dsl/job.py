@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -102,6 +102,7 @@ class Job:
         parallelism: int = 1,
         restarts: int = 3,
         exactly_once: bool = False,
+        drop_state: Sequence[str] = (),
         control: Control | None = None,
         on_status: Callable[[JobStatus], None] | None = None,
         moved_from: str | Path | None = None,
@@ -115,6 +116,8 @@ class Job:
             parallelism: subtasks per stage, and worker threads.
             restarts: how often in a row to restart after a failure that may pass.
             exactly_once: refuse to run unless every path from source to sink is exactly-once.
+            drop_state: names or ids of operators, sources and sinks whose state may be lost: those that are no longer
+                in the job, or that mean something else now. What fits is kept all the same.
             control: to stop it from elsewhere.
             on_status: called now and then with the job's numbers.
             moved_from: the folder that held store, input and output before they were moved, all together. Without
@@ -122,7 +125,7 @@ class Job:
 
         Raises:
             JobError: the job cannot work as written.
-            StateMismatch: the store belongs to another job or an older form of this one.
+            StateMismatch: the store holds state of another form of this job, which would be lost.
             StoreLocked: the job is already running.
             JobFailed: it failed more often than ``restarts`` in a row.
         """
@@ -146,6 +149,7 @@ class Job:
             store=Path(store) if store is not None else None,
             checkpoints=CheckpointSettings(every=interval, timeout=timeout),
             restarts=restarts,
+            drop_state=tuple(drop_state),
             on_status=on_status,
             moved_from=Path(moved_from).resolve() if moved_from is not None else None,
         )

@@ -26,6 +26,7 @@ NAMES: Final = (
     "sink.prepare",  # before a writer makes its epoch durable
     "sink.prepared",  # after it
     "subtask.acknowledge",  # snapshot complete; the coordinator does not know yet
+    "store.generation",  # a new generation is declared, not committed
     "store.begin",  # before the store's transaction
     "store.state",  # state rows written, not the manifest
     "store.before_commit",  # the manifest row written, not committed
@@ -41,6 +42,7 @@ NAMES: Final = (
     "files.gathered",  # all of them have been; the epoch's folder is not visible yet
     "files.visible",  # all of the epoch is visible; that is not written down yet
     "recovery.begin",  # the store is open, nothing decided
+    "recovery.declared",  # the new generation is written down, with what it drops and migrates
     "recovery.commit_again",  # before the last epoch's effects are repeated
     "recovery.discard",  # before leftovers of the dead generation are removed
     "recovery.restore",  # before state is handed back

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import shlex
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Final, TypeAlias
 
 from millstream.engine.element import BarrierKind, Epoch
-from millstream.engine.store.types import Manifest, OperatorState, StoreFacts
+from millstream.engine.fitting import Change, Verdict, accept, compare
+from millstream.engine.store.types import OperatorState, StoreFacts
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,10 +20,15 @@ class StartFresh:
 
 @dataclass(frozen=True, slots=True)
 class Resume:
-    """Go on after this epoch. Its effects are committed again first: the crash may have come between the two."""
+    """Go on after this epoch. Its effects are committed again first: the crash may have come between the two.
+
+    ``dropped`` (id to name) are those whose state is given up on request.
+    """
 
     epoch: Epoch
     new_operators: tuple[str, ...] = ()
+    migrated: tuple[str, ...] = ()
+    dropped: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +36,7 @@ class CommitAgain:
     """The job had finished; only its last effects may still be missing."""
 
     epoch: Epoch
+    dropped: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +47,6 @@ class Refuse:
     advice: str
 
 
-_CHANGED: Final = (
-    "Run the job as it was, give the operator its old name, or start anew with another --store and new output folders."
-)
-
 _ELSEWHERE: Final = (
     "Start the job in the folder it was started in before, so that relative paths lead where they led; to work on "
     "other folders from their beginning, give it another --store."
@@ -52,67 +56,55 @@ _ELSEWHERE: Final = (
 Decision: TypeAlias = StartFresh | Resume | CommitAgain | Refuse
 
 
-def decide(facts: StoreFacts, job: Sequence[OperatorState], moved_from: PurePath | None = None) -> Decision:
+def decide(
+    facts: StoreFacts, job: Sequence[OperatorState], moved_from: PurePath | None = None, drop: Collection[str] = ()
+) -> Decision:
     """Decide how a job starts on a store.
 
     Args:
         job: what its sources, sinks and operators keep.
         moved_from: the folder that held everything the job reads and writes until it was moved.
+        drop: names or ids of operators, sources and sinks whose state may be given up.
+
+    Raises:
+        JobError: a name in ``drop`` means nothing, or several things.
 
     >>> from millstream.engine.element import Generation
     >>> decide(StoreFacts("job", None, None, Generation(0)), [])
     StartFresh()
     """
+    changes = compare(facts, job)
+    accepted = accept(changes, drop, facts)
     if facts.last is None:
         return StartFresh()
-    now = {operator.id: operator for operator in job}
-    reasons = _differences(facts.last, now)
-    if reasons:
-        return Refuse(tuple(reasons), _CHANGED)
+    if accepted.refused:
+        return Refuse(tuple(map(str, accepted.refused)), _advice(accepted.refused))
     elsewhere = _elsewhere(facts, job, moved_from)
     if elsewhere is not None:
         return elsewhere
     if facts.last.kind is BarrierKind.FINAL:
-        return CommitAgain(facts.last.epoch)
-    new = tuple(o.name for o in job if o.id not in facts.last.operators)
-    return Resume(facts.last.epoch, new)
+        return CommitAgain(facts.last.epoch, accepted.dropped)
+    new = tuple(c.name for c in changes if c.verdict is Verdict.NEW)
+    migrated = tuple(c.name for c in changes if c.verdict is Verdict.MIGRATED)
+    return Resume(facts.last.epoch, new, migrated, accepted.dropped)
 
 
-def _differences(last: Manifest, now: Mapping[str, OperatorState]) -> list[str]:
-    reasons = []
-    for id_, before in last.operators.items():
-        after = now.get(id_)
-        if after is None:
-            reasons.append(
-                f"{before.kind} {before.name!r} is in the checkpoint but not in the job: it was removed, or it or "
-                f"something before it was changed"
-            )
-        else:
-            reasons += _table_differences(before, after)
-    return reasons
-
-
-def _table_differences(before: OperatorState, after: OperatorState) -> list[str]:
-    old, new = {t.name: t for t in before.tables}, {t.name: t for t in after.tables}
-    reasons = [f"{before.kind} {before.name!r} no longer keeps {name!r}" for name in old if name not in new]
-    for name, table in old.items():
-        if name in new and not table.schema.equals(new[name].schema):
-            changes = [
-                f"{field.name}: {_type(table.schema, field.name)} in the checkpoint, "
-                f"{_type(new[name].schema, field.name)} in the job"
-                for field in [*table.schema, *new[name].schema]
-                if _type(table.schema, field.name) != _type(new[name].schema, field.name)
-            ]
-            detail = "; ".join(dict.fromkeys(changes)) or "the columns stand in another order"
-            reasons.append(f"{before.kind} {before.name!r}, state {name!r}: {detail}")
-    if not reasons and before.meaning != after.meaning:
-        reasons.append(f"{before.kind} {before.name!r}: {before.meaning} in the checkpoint, {after.meaning} in the job")
-    return reasons
-
-
-def _type(schema: object, name: str) -> str:
-    names = schema.names  # type: ignore[attr-defined]
-    return str(schema.field(name).type) if name in names else "no such column"  # type: ignore[attr-defined]
+def _advice(refused: Sequence[Change]) -> str:
+    """Say which command would accept the differences."""
+    lines = []
+    losing = [change for change in refused if change.loses]
+    if losing:
+        names = [change.name for change in losing]
+        said = [change.id if names.count(change.name) > 1 else change.name for change in losing]
+        options = " ".join(f"--drop-state {shlex.quote(name)}" for name in said)
+        lines.append(f"Run the job as it was, or give up that state: {options}")
+    if any(change.unpublished for change in refused):
+        lines.append(
+            "Output that may not be visible yet is not given up: run the job as it was and stop it (Ctrl-C or "
+            "SIGTERM), which makes everything visible; then change it"
+        )
+    lines.append("Or start anew with another --store and new output folders. millstream plan --against shows the whole comparison")
+    return "\n".join(lines)
 
 
 def _elsewhere(facts: StoreFacts, job: Sequence[OperatorState], moved_from: PurePath | None) -> Refuse | None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import pyarrow as pa
 
@@ -25,6 +26,7 @@ class StateTable:
         keys: KEYED: the columns that name a row. ROWS: exactly one int64 column, the bucket.
         route_by: the columns whose hash decides which subtask owns a row after a restart; they must be the
             operator's exchange keys, in the same order. Empty: subtask 0 owns every row.
+        defaults: what rows of older checkpoints have in columns that were added since; null where nothing is said.
     """
 
     name: str
@@ -32,6 +34,7 @@ class StateTable:
     keys: tuple[str, ...]
     route_by: tuple[str, ...] = ()
     kind: StateKind = StateKind.KEYED
+    defaults: Mapping[str, object] = field(default_factory=dict, compare=False)
 
 
 DELETED = "deleted"

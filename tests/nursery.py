@@ -35,6 +35,7 @@ class Start:
         folder: the current folder of the process; the job file, its input, its output and the store are there.
         failpoint: armed as in MILLSTREAM_FAILPOINTS; "" for none. ``hang`` is followed by a SIGKILL.
         batches: how many batches a source subtask reads per epoch.
+        stop_after: so many epochs are committed, then the job is asked to stop; 0: never.
     """
 
     folder: str
@@ -44,6 +45,9 @@ class Start:
     batches: int = 1
     every: float = 0.002
     restarts: int = 3
+    store: str = "job.duckdb"
+    stop_after: int = 0
+    drop_state: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -201,7 +205,7 @@ def run_here(start: Start, result: Path) -> int:
     from millstream.engine import failpoints
     from millstream.engine.errors import MillstreamError
     from millstream.engine.runtime.coordinator import CheckpointSettings
-    from millstream.engine.runtime.run import RunSettings, run_job
+    from millstream.engine.runtime.run import Control, RunSettings, run_job
 
     faulthandler.dump_traceback_later(LONGEST_SECONDS, exit=True)
     name, action, hits = parse(start.failpoint)
@@ -210,15 +214,26 @@ def run_here(start: Start, result: Path) -> int:
     failpoints.arm(start.failpoint)
     if action == "hang":
         kill_when_hanging(name, hits)
+    control = Control()
+
+    def look(status: Any) -> None:
+        if start.stop_after and status.checkpoints.committed >= start.stop_after:
+            control.stop()
+
     settings = RunSettings(
-        store=Path("job.duckdb"),
+        store=Path(start.store),
         checkpoints=CheckpointSettings(every=start.every),
         restarts=start.restarts,
         backoff=0.001,
+        on_status=look,
+        status_every=0.0,
+        drop_state=tuple(start.drop_state),
     )
     plan = load_job(start.job).plan(start.parallelism)
     try:
-        done = run_job(plan, settings, scheduler=lambda plan: paced_scheduler(plan.parallelism, start.batches))
+        done = run_job(
+            plan, settings, control=control, scheduler=lambda plan: paced_scheduler(plan.parallelism, start.batches)
+        )
     except MillstreamError as error:
         sys.stderr.write(f"{type(error).__name__}: {error}\n")
         return 1

@@ -215,5 +215,5 @@ def test_a_named_window_that_has_become_another_is_refused(tmp_path: Path) -> No
     run("2h", ms.sum("n"))
     run("2h", ms.sum("n"))
     for size, aggregate in (("10m", ms.sum("n")), ("2h", ms.sum(ms.col("n") * 2))):
-        with pytest.raises(ms.StateMismatch, match=r"'totals': .*7200000000.* in the checkpoint, .* in the job"):
+        with pytest.raises(ms.StateMismatch, match=r"'totals' .*: .*7200000000.* in the checkpoint, .* in the job"):
             run(size, aggregate)

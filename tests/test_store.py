@@ -259,7 +259,7 @@ def test_state_of_another_type_is_refused_with_the_difference(path: Path) -> Non
     generation = store.begin_generation([operator(COUNTS)])
     store.commit(CheckpointData(Epoch(1), generation, deltas=[keyed({1: 1}, 1)]))
     other = StateTable("counts", pa.schema({"k": pa.int64(), "n": pa.string()}), ("k",))
-    with pytest.raises(StateMismatch, match=r"n BIGINT.*n VARCHAR"):
+    with pytest.raises(StateMismatch, match="n: int64 in the checkpoint, string in the job"):
         store.begin_generation([operator(other)])
     generation = store.begin_generation([operator(COUNTS)])
     assert live_counts(store, 1) == {1: 1}

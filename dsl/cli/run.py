@@ -67,6 +67,12 @@ GRACE = 2.0
     metavar="FOLDER",
     help="Where store, input and output were before all of it was moved; needed once.",
 )
+@click.option(
+    "--drop-state",
+    metavar="NAME",
+    multiple=True,
+    help="Give up the state of an operator, source or sink that is gone or means something else; may be repeated.",
+)
 @click.option("--supervise", "supervised", is_flag=True, help="Start the job again whenever something kills it.")
 def run(  # noqa: PLR0913, PLR0917 - one parameter per option
     job: str,
@@ -77,6 +83,7 @@ def run(  # noqa: PLR0913, PLR0917 - one parameter per option
     restarts: int,
     exactly_once: bool,
     moved_from: Path | None,
+    drop_state: tuple[str, ...],
     supervised: bool,
 ) -> None:
     """Run the job in FILE. Killed at any moment and run again, it goes on where it was.
@@ -113,6 +120,7 @@ def run(  # noqa: PLR0913, PLR0917 - one parameter per option
                     parallelism=parallelism,
                     restarts=restarts,
                     exactly_once=exactly_once,
+                    drop_state=drop_state,
                     control=control,
                     on_status=progress.update,
                     moved_from=moved_from,

@@ -31,6 +31,10 @@ class CheckpointStoreLike(Protocol):
         """Drop what no retained epoch needs."""
         ...
 
+    def published(self, epoch: Epoch) -> None:
+        """Write down that an epoch is visible in every sink."""
+        ...
+
 
 class Executor(Protocol):
     """Runs the slow parts of a checkpoint off the data path, one after the other."""
@@ -254,7 +258,8 @@ class Coordinator:
         self.stats = replace(self.stats, committed=self.stats.committed + 1, last_epoch=self._epoch, last_rows=rows)
         epoch = self._epoch
         self.phase = Phase.PUBLISHING
-        self._hand_over(lambda: self._publish(epoch, committables))
+        ends = self._barrier is not None and self._barrier.kind is not BarrierKind.CHECKPOINT
+        self._hand_over(lambda: self._publish(epoch, committables, ends))
         return True
 
     def _hand_over(self, work: Callable[[], Manifest | None]) -> None:
@@ -274,18 +279,21 @@ class Coordinator:
         self._not_before, self._due = now + min(self._settings.every, RETRY_SECONDS), now + self._settings.every
         return True
 
-    def _publish(self, epoch: Epoch, committables: Sequence[tuple[str, Committable]]) -> None:
+    def _publish(self, epoch: Epoch, committables: Sequence[tuple[str, Committable]], ends: bool) -> None:
         by_sink: dict[str, list[Committable]] = {}
         for sink_id, committable in committables:
             by_sink.setdefault(sink_id, []).append(committable)
         publish(self._committers, epoch, by_sink)
         try:
             self._store.prune()
+            if ends:
+                # Until then the next epoch says so; without one nobody could take a sink out of the job.
+                self._store.published(epoch)
         except StoreError as error:
             if not error.restartable:
                 raise
             # Everything is committed and visible; what is too old goes with the next checkpoint.
-            log.warning("old epochs not removed yet", epoch=epoch, error=str(error))
+            log.warning("the store was not tidied", epoch=epoch, error=str(error))
 
     def _finish_publishing(self) -> bool:
         assert self._writing is not None

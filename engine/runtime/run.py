@@ -99,6 +99,7 @@ class RunSettings:
         on_status: called now and then with a fresh JobStatus.
         status_every: seconds between two such calls.
         moved_from: the folder, resolved, that held what the job reads and writes until all of it was moved.
+        drop_state: names or ids of operators, sources and sinks whose state may be lost where it does not fit.
     """
 
     store: Path | None = None
@@ -107,6 +108,7 @@ class RunSettings:
     backoff: float = 0.5
     on_status: Callable[[JobStatus], None] | None = None
     status_every: float = 0.25
+    drop_state: tuple[str, ...] = ()
     channel_capacity: int = 8
     moved_from: Path | None = None
 
@@ -220,13 +222,17 @@ class _Run:
     def _generation(self, store: CheckpointStore) -> JobResult:
         facts = store.facts()
         hit("recovery.begin")
-        decision = decide(facts, self._plan.states, self._settings.moved_from)
+        decision = decide(facts, self._plan.states, self._settings.moved_from, self._settings.drop_state)
         if isinstance(decision, Refuse):
             raise StateMismatch(_refusal(self._plan.job, store.path, decision))
         restored = None if isinstance(decision, StartFresh) else decision.epoch
         if self._first_restored is None:
             self._first_restored = restored or 0
-        generation = store.begin_generation(self._plan.states)
+        dropped = {} if isinstance(decision, StartFresh) else decision.dropped
+        if dropped:
+            log.warning("dropping state", job=self._plan.job, dropped=list(dropped.values()))
+        generation = store.begin_generation(self._plan.states, dropped)
+        hit("recovery.declared")
         scheduler = self._scheduler(self._plan)
         acknowledged = _Relay(scheduler.wake)
         builder = Builder(
@@ -244,7 +250,13 @@ class _Run:
             if isinstance(decision, CommitAgain):
                 return self._result("already finished", decision.epoch)
             if isinstance(decision, Resume):
-                log.info("resuming", job=self._plan.job, epoch=decision.epoch, new_operators=decision.new_operators)
+                log.info(
+                    "resuming",
+                    job=self._plan.job,
+                    epoch=decision.epoch,
+                    new_operators=decision.new_operators,
+                    migrated=decision.migrated,
+                )
             return self._run_subtasks(store, builder, scheduler, acknowledged, generation, restored or Epoch(0))
         finally:
             scheduler.close()

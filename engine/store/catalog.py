@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, TypeAlias
 
 import pyarrow as pa
@@ -20,8 +20,8 @@ from millstream.engine.store.encoding import (
     read_position,
     unpack_body,
 )
-from millstream.engine.store.schema import FORMAT, operators_from_rows
-from millstream.engine.store.types import Manifest, OperatorState, SplitPosition
+from millstream.engine.store.schema import FORMAT, operators_from_rows, origins_from_rows
+from millstream.engine.store.types import Manifest, OperatorState, Origin, SplitPosition, StoreFacts
 
 Query: TypeAlias = Callable[[str], pa.Table]
 """Answers one SELECT."""
@@ -44,7 +44,9 @@ class Catalog:
     Attributes:
         entries: every epoch that can be restored, in ascending order.
         operators: by generation, those of its job.
-        splits: (source id, split id) of every split that has a position.
+        origins: by generation, where what they keep comes from, by (operator id, state table name or "").
+        forgotten: by id, after which epoch the state of an operator, source or sink was dropped, and its name.
+        splits: (source id, split id) of every split that has a position in the newest generation.
         position_rows: rows in the table ``positions``, superseded ones included.
         drops: per ROWS table the oldest epoch whose dropped buckets are still on disk.
     """
@@ -53,14 +55,29 @@ class Catalog:
     generation: Generation
     entries: dict[Epoch, Entry] = field(default_factory=dict)
     operators: dict[int, dict[str, OperatorState]] = field(default_factory=dict)
+    origins: dict[int, dict[TableKey, Origin]] = field(default_factory=dict)
+    forgotten: dict[str, tuple[Epoch, str]] = field(default_factory=dict)
+    published: Epoch | None = None
     splits: set[tuple[str, str]] = field(default_factory=set)
     position_rows: int = 0
     drops: dict[TableKey, int] = field(default_factory=dict)
 
     @property
     def last(self) -> Manifest | None:
-        """The newest committed epoch."""
-        return next(reversed(self.entries.values())).manifest if self.entries else None
+        """The newest committed epoch, without what has been dropped after it."""
+        if not self.entries:
+            return None
+        manifest = next(reversed(self.entries.values())).manifest
+        gone = self.dropped_after(manifest.epoch)
+        return without(manifest, gone) if gone else manifest
+
+    def dropped_after(self, epoch: Epoch) -> frozenset[str]:
+        """The ids of those whose state was dropped after this epoch."""
+        return frozenset(id_ for id_, (at, _) in self.forgotten.items() if at >= epoch)
+
+    def begins_after(self, generation: int, source: str) -> int:
+        """After which epoch the positions of a source begin to count."""
+        return self.origins.get(generation, {}).get((source, ""), Origin(1, 0)).since
 
     def entry(self, epoch: Epoch) -> Entry:
         """Return an epoch that can be restored.
@@ -72,6 +89,16 @@ class Catalog:
             have = ", ".join(map(str, self.entries)) or "none"
             raise StoreError(f"epoch {epoch} is not in the store: restorable epochs are {have}")
         return self.entries[epoch]
+
+
+def without(manifest: Manifest, gone: frozenset[str]) -> Manifest:
+    """Return a manifest that knows nothing of some operators."""
+    return replace(
+        manifest,
+        tables={key: table for key, table in manifest.tables.items() if key[0] not in gone},
+        watermarks={id_: time for id_, time in manifest.watermarks.items() if id_ not in gone},
+        operators={id_: operator for id_, operator in manifest.operators.items() if id_ not in gone},
+    )
 
 
 def load_catalog(query: Query) -> Catalog:
@@ -89,14 +116,21 @@ def load_catalog(query: Query) -> Catalog:
         )
     generation = query("SELECT coalesce(max(generation), 0) AS newest FROM generations").to_pylist()[0]["newest"]
     catalog = Catalog(jobs[0]["job_id"], Generation(generation))
-    catalog.operators = operators_from_rows(query("SELECT * FROM operators ORDER BY rowid").to_pylist())
+    declared = query("SELECT * FROM operators ORDER BY rowid").to_pylist()
+    catalog.operators, catalog.origins = operators_from_rows(declared), origins_from_rows(declared)
+    for row in query("SELECT operator, name, epoch FROM forgotten ORDER BY rowid").to_pylist():
+        catalog.forgotten[row["operator"]] = (row["epoch"], row["name"])
+    catalog.published = query("SELECT max(epoch) AS epoch FROM published").to_pylist()[0]["epoch"]
     rows = query("SELECT * REPLACE (epoch_us(committed_at) AS committed_at) FROM manifest ORDER BY epoch")
     for row in rows.to_pylist():
         catalog.entries[row["epoch"]] = _entry(row, catalog.operators)
-    splits = query("SELECT source, split, count(*) AS n FROM positions GROUP BY ALL").to_pylist()
+    splits = query("SELECT source, split, count(*) AS n, max(epoch) AS newest FROM positions GROUP BY ALL").to_pylist()
     catalog.position_rows = sum(row["n"] for row in splits)
-    catalog.splits = {(row["source"], row["split"]) for row in splits}
-    catalog.splits |= {(p.source_id, p.split.id) for e in catalog.entries.values() for p in e.body.positions}
+    found = [(row["source"], row["split"], row["newest"]) for row in splits]
+    found += [(p.source_id, p.split.id, e) for e, entry in catalog.entries.items() for p in entry.body.positions]
+    catalog.splits = {
+        (source, split) for source, split, epoch in found if epoch > catalog.begins_after(catalog.generation, source)
+    }
     catalog.drops = pending_drops(query)
     return catalog
 
@@ -144,13 +178,35 @@ def positions_at(query: Query, catalog: Catalog, epoch: Epoch) -> list[SplitPosi
     rows = query(f"SELECT {_SPLIT} FROM positions WHERE epoch <= {int(epoch)}").to_pylist()  # noqa: S608
     found = [(row.pop("epoch"), read_position(**row)) for row in rows]
     found += [(e, p) for e, other in catalog.entries.items() if e <= epoch for p in other.body.positions]
-    positions = latest_positions(found)
+    generation = entry.manifest.generation
+    positions = latest_positions([(e, p) for e, p in found if e > catalog.begins_after(generation, p.source_id)])
     if len(positions) != entry.body.splits:
         raise StoreCorrupt(
             f"epoch {epoch} has positions of {entry.body.splits} splits, but {len(positions)} were found: restore "
             f"the store from a backup"
         )
     return positions
+
+
+def positions_after_drops(query: Query, catalog: Catalog, epoch: Epoch) -> list[SplitPosition]:
+    """Return the positions at an epoch that a job goes on from: without sources that were dropped after it."""
+    gone = catalog.dropped_after(epoch)
+    return [position for position in positions_at(query, catalog, epoch) if position.source_id not in gone]
+
+
+def facts_of(query: Query, catalog: Catalog, witness: Epoch | None) -> StoreFacts:
+    """Return what recovery reads before it decides."""
+    last = catalog.last
+    read: frozenset[str] = frozenset()
+    unpublished: Mapping[str, int] = {}
+    if last is not None:
+        read = frozenset(position.source_id for position in positions_after_drops(query, catalog, last.epoch))
+        if catalog.published != last.epoch:
+            unpublished = {sink: len(held) for sink, held in committables_of(catalog, last.epoch).items()}
+    dropped = {id_: name for id_, (_, name) in catalog.forgotten.items()}
+    newest = catalog.operators.get(catalog.generation, {})
+    folders = {id_: operator.folders for id_, operator in newest.items()}
+    return StoreFacts(catalog.job_id, last, witness, catalog.generation, folders, read, unpublished, dropped)
 
 
 def committables_of(catalog: Catalog, epoch: Epoch) -> dict[str, list[Committable]]:

@@ -37,6 +37,7 @@ class Prepared:
         body: the manifest's body as it is stored.
         many_positions: positions that go into ``positions``, being too many for the manifest.
         new_splits: (source id, split id) never seen before.
+        names: the DuckDB table that each state table is written to.
         full_from: what holds for every state table once this is committed.
     """
 
@@ -45,6 +46,7 @@ class Prepared:
     gathered: Sequence[Gathered]
     many_positions: Sequence[SplitPosition]
     new_splits: frozenset[tuple[str, str]]
+    names: Mapping[TableKey, str]
     full_from: dict[TableKey, FullFrom]
 
 
@@ -83,7 +85,9 @@ def prepare(
         operators=operators,
     )
     many = () if few else data.positions
-    return Prepared(Entry(manifest, body), pack_body(body), gathered, many, new_splits, full_from)
+    origins = catalog.origins.get(data.generation, {})
+    names = {g.key: state_table_name(g.key, origins[g.key].version) for g in gathered}
+    return Prepared(Entry(manifest, body), pack_body(body), gathered, many, new_splits, names, full_from)
 
 
 def _table_manifests(
@@ -106,7 +110,7 @@ def write(connection: duckdb.DuckDBPyConnection, data: CheckpointData, prepared:
     epoch = int(data.epoch)
     for gathered in prepared.gathered:
         if gathered.rows.num_rows:
-            insert_arrow(connection, quote(state_table_name(gathered.key)), gathered.rows, f"{epoch},")
+            insert_arrow(connection, quote(prepared.names[gathered.key]), gathered.rows, f"{epoch},")
     dropped = [[epoch, *g.key, bucket] for g in prepared.gathered for bucket in g.dropped]
     if dropped:
         insert_arrow(connection, "dropped", rows_to_arrow(dropped, DROPPED))

@@ -2,127 +2,134 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Final
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 
 import duckdb
-import pyarrow as pa
-from millstream.engine.errors import StateMismatch
 from millstream.engine.state import StateTable
 from millstream.engine.store.catalog import Catalog
-from millstream.engine.store.columns import literal, quote
+from millstream.engine.store.columns import quote
 from millstream.engine.store.encoding import TableKey
 from millstream.engine.store.instance import insert_arrow
-from millstream.engine.store.pruning import known_tables
 from millstream.engine.store.schema import (
+    OPERATORS,
     create_state_table,
-    create_view,
     operator_rows,
     rows_to_arrow,
-    state_columns,
     state_table_name,
     view_names,
 )
-from millstream.engine.store.types import OperatorState
-
-_OPERATORS: Final = pa.schema(
-    {
-        "generation": pa.int64(),
-        "operator": pa.string(),
-        "name": pa.string(),
-        "kind": pa.string(),
-        "parallelism": pa.int32(),
-        "state_table": pa.string(),
-        "state_kind": pa.string(),
-        "key_columns": pa.string(),
-        "route_by": pa.string(),
-        "arrow_schema": pa.binary(),
-        "meaning": pa.string(),
-        "folders": pa.string(),
-    }
-)
+from millstream.engine.store.types import OperatorState, Origin
+from millstream.engine.store.versions import create_view, pieces_of, trace_origins
 
 
 def declare_generation(
-    connection: duckdb.DuckDBPyConnection, catalog: Catalog, generation: int, operators: Sequence[OperatorState]
+    connection: duckdb.DuckDBPyConnection,
+    catalog: Catalog,
+    generation: int,
+    operators: Sequence[OperatorState],
+    dropped: Mapping[str, str],
 ) -> None:
     """Make tables and views fit the job's operators and write the generation down, inside a transaction.
+
+    Args:
+        dropped: (id, name) of operators, sources and sinks whose state is given up.
 
     Raises:
         StateMismatch: the last checkpoint has state that the declared columns cannot hold.
     """
-    declared = {(o.id, t.name): t for o in operators for t in o.tables}
-    for key, table in declared.items():
-        _fit_table(connection, catalog, key, table)
-    _drop_unreachable(connection, catalog, declared)
-    _replace_views(connection, operators, declared)
-    used = {e.manifest.generation for e in catalog.entries.values()}
-    for old in catalog.operators.keys() - used:
+    existing = _existing_tables(connection)
+    kept = _generations_needed(connection, catalog, existing)
+    for old in catalog.operators.keys() - kept:
         connection.execute(f"DELETE FROM operators WHERE generation = {int(old)}")  # noqa: S608
-    rows = operator_rows(generation, operators)
+    known = _only(catalog, kept)
+    origins = trace_origins(known, operators, dropped)
+    _fit_tables(connection, known, existing, {(o.id, t.name): t for o in operators for t in o.tables}, origins)
+    _forget_records(connection, {key for found in (*known.origins.values(), origins) for key in found})
+    declared = replace(
+        known,
+        operators={**known.operators, generation: {o.id: o for o in operators}},
+        origins={**known.origins, generation: origins},
+    )
+    _replace_views(connection, declared, generation)
+    rows = operator_rows(generation, operators, origins)
     if rows:
-        insert_arrow(connection, "operators", rows_to_arrow(rows, _OPERATORS))
+        insert_arrow(connection, "operators", rows_to_arrow(rows, OPERATORS))
+    last = catalog.last.epoch if catalog.last else 0
+    for id_, name in dropped.items():
+        connection.execute("INSERT INTO forgotten VALUES (?, ?, ?, ?)", [generation, id_, name, last])
     connection.execute("INSERT INTO generations VALUES (?, now()::TIMESTAMP)", [generation])
 
 
-def _fit_table(connection: duckdb.DuckDBPyConnection, catalog: Catalog, key: TableKey, table: StateTable) -> None:
-    have = _existing_columns(connection, key)
-    want = _as_shown(connection, state_columns(table))
-    restorable = catalog.last is not None and key in catalog.last.tables
-    if have and restorable and have != want:
-        raise StateMismatch(
-            f"state {key[1]!r} of operator {key[0]} has columns {_show(have)} in the checkpoint, the job declares "
-            f"{_show(want)}: give the job a new store, or change it back"
-        )
-    if have and not restorable:
-        # Rows left by an operator that was taken out of the job must not come back to life with it.
-        _drop_table(connection, key)
-        have = []
-    if not have:
-        connection.execute(create_state_table(key, table))
+def _existing_tables(connection: duckdb.DuckDBPyConnection) -> set[str]:
+    sql = "SELECT table_name FROM duckdb_tables() WHERE schema_name = 'main' AND starts_with(table_name, 'st_')"
+    return {name for (name,) in connection.execute(sql).fetchall()}
 
 
-def _existing_columns(connection: duckdb.DuckDBPyConnection, key: TableKey) -> list[tuple[str, str]]:
-    rows = connection.execute(
-        "SELECT column_name, data_type FROM duckdb_columns() WHERE schema_name = 'main' AND table_name = ? "
-        "ORDER BY column_index",
-        [state_table_name(key)],
-    ).fetchall()
-    return [(name, type_) for name, type_ in rows]
+def _generations_needed(connection: duckdb.DuckDBPyConnection, catalog: Catalog, existing: Collection[str]) -> set[int]:
+    """The generations that committed what can be restored, and those that declared older tables it is partly in."""
+    needed = {int(entry.manifest.generation) for entry in catalog.entries.values()} & catalog.origins.keys()
+    for generation in sorted(needed):
+        for key, origin in catalog.origins[generation].items():
+            if key[1]:
+                needed |= _declarers(connection, catalog, key, origin, existing)
+    return needed
 
 
-def _as_shown(connection: duckdb.DuckDBPyConnection, columns: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Return columns with their types as DuckDB shows them: fields of a STRUCT are quoted only where they must be."""
-    shown = connection.execute(f"SELECT {', '.join(f'typeof(NULL::{type_})' for _, type_ in columns)}").fetchone()
-    assert shown is not None
-    return [(name, type_) for (name, _), type_ in zip(columns, shown, strict=True)]
+def _declarers(
+    connection: duckdb.DuckDBPyConnection, catalog: Catalog, key: TableKey, newest: Origin, existing: Collection[str]
+) -> set[int]:
+    by_version: dict[int, int] = {}
+    for generation, origins in sorted(catalog.origins.items()):
+        origin = origins.get(key)
+        if origin is not None and origin.since == newest.since and origin.version < newest.version:
+            by_version[origin.version] = generation
+    found = set()
+    for version, generation in by_version.items():
+        name = state_table_name(key, version)
+        if name in existing and connection.execute(f"SELECT 1 FROM {quote(name)} LIMIT 1").fetchone():  # noqa: S608
+            found.add(generation)
+    return found
 
 
-def _show(columns: Sequence[tuple[str, str]]) -> str:
-    return ", ".join(f"{name} {type_}" for name, type_ in columns[1:])
+def _only(catalog: Catalog, generations: Collection[int]) -> Catalog:
+    return replace(
+        catalog,
+        operators={g: o for g, o in catalog.operators.items() if g in generations},
+        origins={g: o for g, o in catalog.origins.items() if g in generations},
+    )
 
 
-def _drop_table(connection: duckdb.DuckDBPyConnection, key: TableKey) -> None:
-    connection.execute(f"DROP TABLE {quote(state_table_name(key))}")
-    its_rows = f"operator = {literal(key[0])} AND state_table = {literal(key[1])}"
-    connection.execute(f"DELETE FROM written WHERE {its_rows}")  # noqa: S608
-    connection.execute(f"DELETE FROM dropped WHERE {its_rows}")  # noqa: S608
-
-
-def _drop_unreachable(
-    connection: duckdb.DuckDBPyConnection, catalog: Catalog, declared: Mapping[TableKey, StateTable]
+def _fit_tables(
+    connection: duckdb.DuckDBPyConnection,
+    known: Catalog,
+    existing: Collection[str],
+    declared: Mapping[TableKey, StateTable],
+    origins: Mapping[TableKey, Origin],
 ) -> None:
-    reachable = {key for entry in catalog.entries.values() for key in entry.manifest.tables}
-    for key in known_tables(catalog).keys() - reachable - declared.keys():
-        if _existing_columns(connection, key):
-            _drop_table(connection, key)
+    """Create the tables that are new; drop those that nothing which can be restored is in."""
+    wanted = {state_table_name(key, origins[key].version): table for key, table in declared.items()}
+    needed = {state_table_name(k, o.version) for found in known.origins.values() for k, o in found.items() if k[1]}
+    for name in sorted(set(existing) - needed):
+        connection.execute(f"DROP TABLE {quote(name)}")
+    for name, table in wanted.items():
+        if name not in needed:
+            connection.execute(create_state_table(name, table))
 
 
-def _replace_views(
-    connection: duckdb.DuckDBPyConnection, operators: Sequence[OperatorState], declared: Mapping[TableKey, StateTable]
-) -> None:
+def _forget_records(connection: duckdb.DuckDBPyConnection, known: Collection[TableKey]) -> None:
+    """Delete what is written down of rows in tables that are gone."""
+    for records in ("written", "dropped"):
+        for key in connection.execute(f"SELECT DISTINCT operator, state_table FROM {records}").fetchall():  # noqa: S608
+            if key not in known:
+                connection.execute(f"DELETE FROM {records} WHERE operator = ? AND state_table = ?", list(key))  # noqa: S608
+
+
+def _replace_views(connection: duckdb.DuckDBPyConnection, catalog: Catalog, generation: int) -> None:
     old = connection.execute("SELECT view_name FROM duckdb_views() WHERE schema_name = 'state'").fetchall()
     for (view,) in old:
         connection.execute(f"DROP VIEW state.{quote(view)}")
-    for key, name in view_names(operators).items():
-        connection.execute(create_view(key, declared[key], name))
+    operators = catalog.operators[generation]
+    for key, name in view_names(list(operators.values())).items():
+        table = next(t for t in operators[key[0]].tables if t.name == key[1])
+        connection.execute(create_view(pieces_of(catalog, generation, key), table, name))

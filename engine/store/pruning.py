@@ -17,8 +17,9 @@ from millstream.engine.store.catalog import Catalog, Entry
 from millstream.engine.store.columns import literal, quote
 from millstream.engine.store.encoding import TableKey, Written, latest_positions, pack_info, pack_position
 from millstream.engine.store.instance import insert_arrow
-from millstream.engine.store.schema import POSITIONS, WRITTEN, bucket_column, rows_to_arrow, state_table_name
-from millstream.engine.store.types import SplitPosition
+from millstream.engine.store.schema import POSITIONS, WRITTEN, bucket_column, rows_to_arrow
+from millstream.engine.store.types import Manifest, SplitPosition
+from millstream.engine.store.versions import physical_names
 
 RETAINED_EPOCHS: Final = 3
 """At least so many of the newest epochs can be restored."""
@@ -36,7 +37,7 @@ class PrunePlan:
     Attributes:
         going: epochs that will no longer be restorable.
         oldest: the oldest epoch that still will be.
-        cuts: KEYED: rows of older epochs than this are not needed; None: the whole table is not.
+        cuts: rows of older epochs than this are not needed; None: none are.
         drops: ROWS tables some of whose dropped buckets can go.
     """
 
@@ -54,13 +55,19 @@ def plan_pruning(catalog: Catalog, done: Mapping[TableKey, int | None]) -> Prune
     going, staying = epochs[:-RETAINED_EPOCHS], epochs[-RETAINED_EPOCHS:]
     retained = [catalog.entries[epoch].manifest for epoch in staying]
     cuts: dict[TableKey, int | None] = {}
-    for key in known_tables(catalog):
-        needed = [m.tables[key].full_from for m in retained if key in m.tables]
-        cut = min(needed, default=None)
+    for key, table in known_tables(catalog).items():
+        cut = min((_oldest_needed(catalog, m, key, table) for m in retained if key in m.tables), default=None)
         if key not in done or done[key] != cut:
             cuts[key] = cut
     drops = tuple(key for key, oldest in catalog.drops.items() if oldest <= staying[0])
     return PrunePlan(tuple(going), staying[0], cuts, drops)
+
+
+def _oldest_needed(catalog: Catalog, manifest: Manifest, key: TableKey, table: StateTable) -> int:
+    if table.kind is StateKind.KEYED:
+        return manifest.tables[key].full_from
+    origin = catalog.origins.get(manifest.generation, {}).get(key)
+    return origin.since + 1 if origin else 0
 
 
 def known_tables(catalog: Catalog) -> dict[TableKey, StateTable]:
@@ -82,10 +89,10 @@ def execute_pruning(connection: duckdb.DuckDBPyConnection, catalog: Catalog, pla
     connection.execute(f"DELETE FROM manifest WHERE epoch < {int(plan.oldest)}")  # noqa: S608
     deleted = 0
     for key, cut in plan.cuts.items():
-        if cut is None or tables[key].kind is StateKind.KEYED:
-            deleted += _delete_older(connection, key, cut)
+        if cut is None or cut > 1:
+            deleted += _delete_older(connection, key, physical_names(catalog, key), cut)
     for key in plan.drops:
-        deleted += _delete_dropped(connection, key, tables[key], plan.oldest)
+        deleted += _delete_dropped(connection, catalog, key, tables[key], plan.oldest)
     return deleted
 
 
@@ -122,29 +129,36 @@ def _keep_written(connection: duckdb.DuckDBPyConnection, entries: Sequence[Entry
         insert_arrow(connection, "written", rows_to_arrow(rows, WRITTEN))
 
 
-def _delete_older(connection: duckdb.DuckDBPyConnection, key: TableKey, cut: int | None) -> int:
+def _delete_older(connection: duckdb.DuckDBPyConnection, key: TableKey, names: Sequence[str], cut: int | None) -> int:
     older = "true" if cut is None else f"epoch < {int(cut)}"
-    name = quote(state_table_name(key))
-    (deleted,) = connection.execute(f"DELETE FROM {name} WHERE {older}").fetchall()  # noqa: S608
+    deleted = 0
+    for name in names:
+        ((rows,),) = connection.execute(f"DELETE FROM {quote(name)} WHERE {older}").fetchall()  # noqa: S608
+        deleted += int(rows)
     connection.execute(f"DELETE FROM written WHERE {_is(key)} AND {older}")  # noqa: S608
-    return int(deleted[0])
+    return deleted
 
 
-def _delete_dropped(connection: duckdb.DuckDBPyConnection, key: TableKey, table: StateTable, oldest: Epoch) -> int:
-    name, bucket = quote(state_table_name(key)), quote(bucket_column(table))
+def _delete_dropped(
+    connection: duckdb.DuckDBPyConnection, catalog: Catalog, key: TableKey, table: StateTable, oldest: Epoch
+) -> int:
     gone = (
         f"(SELECT bucket, max(epoch) AS at FROM dropped WHERE {_is(key)} AND epoch <= {int(oldest)} "  # noqa: S608
         f"GROUP BY bucket) AS gone"
     )
-    (deleted,) = connection.execute(
-        f"DELETE FROM {name} USING {gone} WHERE {name}.{bucket} = gone.bucket AND {name}.epoch <= gone.at"  # noqa: S608
-    ).fetchall()
+    deleted = 0
+    for name in map(quote, physical_names(catalog, key)):
+        bucket = f"{name}.{quote(bucket_column(table))}"
+        ((rows,),) = connection.execute(
+            f"DELETE FROM {name} USING {gone} WHERE {bucket} = gone.bucket AND {name}.epoch <= gone.at"  # noqa: S608
+        ).fetchall()
+        deleted += int(rows)
     connection.execute(
         f"DELETE FROM written USING {gone} WHERE {_is(key)} AND written.bucket = gone.bucket "  # noqa: S608
         f"AND written.epoch <= gone.at"
     )
     connection.execute(f"DELETE FROM dropped WHERE {_is(key)} AND epoch <= {int(oldest)}")  # noqa: S608
-    return int(deleted[0])
+    return deleted
 
 
 def _is(key: TableKey) -> str:

@@ -17,6 +17,7 @@ from millstream.engine.sink import Committable
 from millstream.engine.store.catalog import (
     committables_of,
     dead_letters_since,
+    facts_of,
     load_catalog,
     positions_at,
 )
@@ -26,7 +27,7 @@ from millstream.engine.store.lock import StoreLock
 from millstream.engine.store.query import answer
 from millstream.engine.store.server import ask
 from millstream.engine.store.sizes import StateSize, state_size
-from millstream.engine.store.types import Manifest, SplitPosition
+from millstream.engine.store.types import Manifest, SplitPosition, StoreFacts
 
 _COMES_AND_GOES: Final = 5.0
 """Seconds a job may hold its store without answering: it is just starting, or ending."""
@@ -95,6 +96,10 @@ class StoreReader:
         """The job's id."""
         return load_catalog(self._query).job_id
 
+    def facts(self) -> StoreFacts:
+        """What a start of the job would decide by, save what the witness says."""
+        return facts_of(self._query, load_catalog(self._query), None)
+
     def manifests(self) -> list[Manifest]:
         """Every epoch that can be restored, oldest first."""
         return [entry.manifest for entry in load_catalog(self._query).entries.values()]
@@ -109,8 +114,9 @@ class StoreReader:
 
     def state_sizes(self, manifest: Manifest) -> dict[TableKey, StateSize]:
         """How much state there was at an epoch, by (operator id, table name)."""
+        catalog = load_catalog(self._query)
         return {
-            (id_, table.name): state_size(self._query, manifest, (id_, table.name), table)
+            (id_, table.name): state_size(self._query, catalog, manifest, (id_, table.name), table)
             for id_, operator in manifest.operators.items()
             for table in operator.tables
             if (id_, table.name) in manifest.tables

@@ -16,7 +16,9 @@ from millstream.engine.state import StateKind, StateTable
 from millstream.engine.store.columns import declared_batch, quote, row_schema, storage_type
 from millstream.engine.store.digest import Digest
 from millstream.engine.store.encoding import TableKey, Written
-from millstream.engine.store.schema import bucket_index, state_table_name
+from millstream.engine.store.migration import migrated
+from millstream.engine.store.schema import bucket_index
+from millstream.engine.store.versions import Piece, Pieces
 
 _BATCH_ROWS: Final = 131_072
 
@@ -26,55 +28,59 @@ _Part = tuple[int, int | None]
 
 def restore_keyed(
     cursor: duckdb.DuckDBPyConnection,
-    key: TableKey,
+    pieces: Pieces,
     table: StateTable,
     epochs: tuple[Epoch, Epoch],
     written: Sequence[Written],
 ) -> Iterator[pa.RecordBatch]:
-    """Yield the rows of the epochs from the first to the last of ``epochs``, oldest first.
+    """Yield the rows of the epochs from the first to the last of ``epochs``, oldest first, as rows of ``table``.
 
     Raises:
         StoreCorrupt: rows are missing, changed, or out of order; raised after the last batch at the latest.
     """
-    oldest, newest = epochs
+    oldest, newest = max(epochs[0], pieces.since + 1), epochs[1]
     expected: dict[_Part, Written] = {(w.epoch, None): w for w in written if w.epoch >= oldest}
-    checks = _Checks(key, expected)
-    where = f"epoch BETWEEN {int(oldest)} AND {int(newest)}"
+    checks = _Checks(pieces.key, expected)
     latest = oldest
-    for batch in _scan(cursor, key, where):
-        at = batch.column(0).to_numpy()
-        if len(at) and (at[0] < latest or np.any(at[1:] < at[:-1])):
-            raise StoreCorrupt(f"{_name(key)}: rows are not in the order in which they were written")
-        latest = Epoch(int(at[-1])) if len(at) else latest
-        columns = _storage_columns(batch, table)
-        checks.update(at, None, columns)
-        yield declared_batch(columns, row_schema(table))
+    for piece in pieces.held:
+        for batch in _scan(cursor, piece, f"epoch BETWEEN {int(oldest)} AND {int(newest)}"):
+            at = batch.column(0).to_numpy()
+            if len(at) and (at[0] < latest or np.any(at[1:] < at[:-1])):
+                raise StoreCorrupt(f"{_name(pieces.key)}: rows are not in the order in which they were written")
+            latest = int(at[-1]) if len(at) else latest
+            columns = _storage_columns(batch, piece.table)
+            checks.update(at, None, columns)
+            yield _as_rows_of(table, piece, columns)
     checks.finish()
 
 
 def restore_rows(
     cursor: duckdb.DuckDBPyConnection,
-    key: TableKey,
+    pieces: Pieces,
     table: StateTable,
     epoch: Epoch,
     written: Sequence[Written],
 ) -> Iterator[pa.RecordBatch]:
-    """Yield the rows of every bucket that had not been dropped at ``epoch``, oldest first.
+    """Yield the rows of every bucket that had not been dropped at ``epoch``, oldest first, as rows of ``table``.
 
     Raises:
         StoreCorrupt: rows are missing or changed; raised after the last batch at the latest.
     """
     assert table.kind is StateKind.ROWS
-    drops = _last_drops(cursor, key, epoch)
-    alive: dict[_Part, Written] = {(w.epoch, w.bucket): w for w in written if drops.get(w.bucket or 0, -1) < w.epoch}
-    checks = _Checks(key, alive)
-    for batch in _scan(cursor, key, f"epoch <= {int(epoch)}"):
-        kept = _without_dropped(batch, 1 + bucket_index(table), drops)
-        if kept.num_rows == 0:
-            continue
-        columns = _storage_columns(kept, table)
-        checks.update(kept.column(0).to_numpy(), columns[bucket_index(table)].to_numpy(), columns)
-        yield declared_batch(columns, row_schema(table))
+    drops = _last_drops(cursor, pieces.key, epoch)
+    alive: dict[_Part, Written] = {
+        (w.epoch, w.bucket): w for w in written if w.epoch > max(drops.get(w.bucket or 0, -1), pieces.since)
+    }
+    checks = _Checks(pieces.key, alive)
+    for piece in pieces.held:
+        bucket = bucket_index(piece.table)
+        for batch in _scan(cursor, piece, f"epoch > {int(pieces.since)} AND epoch <= {int(epoch)}"):
+            kept = _without_dropped(batch, 1 + bucket, drops)
+            if kept.num_rows == 0:
+                continue
+            columns = _storage_columns(kept, piece.table)
+            checks.update(kept.column(0).to_numpy(), columns[bucket].to_numpy(), columns)
+            yield _as_rows_of(table, piece, columns)
     checks.finish()
 
 
@@ -82,9 +88,15 @@ def _name(key: TableKey) -> str:
     return f"state {key[1]!r} of operator {key[0]}"
 
 
-def _scan(cursor: duckdb.DuckDBPyConnection, key: TableKey, where: str) -> Iterator[pa.RecordBatch]:
+def _as_rows_of(table: StateTable, piece: Piece, columns: Sequence[pa.Array]) -> pa.RecordBatch:
+    batch = declared_batch(columns, row_schema(piece.table))
+    same = piece.table.schema.equals(table.schema)
+    return batch if same else migrated(batch, piece.table, table)
+
+
+def _scan(cursor: duckdb.DuckDBPyConnection, piece: Piece, where: str) -> Iterator[pa.RecordBatch]:
     # Without ORDER BY DuckDB yields rows in the order they were inserted; sorting would not be stable.
-    sql = f"SELECT * FROM {quote(state_table_name(key))} WHERE {where}"  # noqa: S608
+    sql = f"SELECT * FROM {quote(piece.name)} WHERE {where}"  # noqa: S608
     yield from cursor.sql(sql).to_arrow_reader(_BATCH_ROWS)
 
 

@@ -9,14 +9,16 @@ from typing import Any, Final
 import pyarrow as pa
 from millstream.engine.errors import StoreCorrupt
 from millstream.engine.state import StateKind, StateTable
-from millstream.engine.store.columns import column_names, literal, quote, row_schema, sql_type, storage_type
+from millstream.engine.store.columns import column_names, quote, row_schema, sql_type, storage_type
 from millstream.engine.store.encoding import TableKey
-from millstream.engine.store.types import OperatorState
+from millstream.engine.store.migration import pack_defaults, unpack_defaults
+from millstream.engine.store.types import OperatorState, Origin
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 """The number of this layout; a store with another one is refused."""
 
-# operators: one row per state table; an operator without state has one row whose state_table is NULL. folders is JSON.
+# operators: one row per state table, and one whose state_table is NULL; version and since are the Origin. folders is JSON.
+# forgotten: whose state was dropped, and at which epoch. published: the last epoch that is certain to be visible.
 # manifest: the commit record; full_from is JSON by state table, for the views, and body is msgpack.
 # positions, written: what manifests that have been pruned leave behind, and positions of many splits.
 _COLUMNS: Final = {
@@ -24,7 +26,9 @@ _COLUMNS: Final = {
     "generations": "generation BIGINT, started_at TIMESTAMP",
     "operators": """generation BIGINT, operator VARCHAR, name VARCHAR, kind VARCHAR, parallelism INTEGER,
         state_table VARCHAR, state_kind VARCHAR, key_columns VARCHAR, route_by VARCHAR, arrow_schema BLOB,
-        meaning VARCHAR, folders VARCHAR""",
+        defaults BLOB, meaning VARCHAR, folders VARCHAR, version INTEGER, since BIGINT""",
+    "forgotten": "generation BIGINT, operator VARCHAR, name VARCHAR, epoch BIGINT",
+    "published": "epoch BIGINT",
     "manifest": """epoch BIGINT, generation BIGINT, kind VARCHAR, committed_at TIMESTAMP, rows BIGINT,
         full_from VARCHAR, body BLOB, checksum VARCHAR""",
     "positions": """epoch BIGINT, source VARCHAR, split VARCHAR, info BLOB, position BLOB, max_time BIGINT,
@@ -56,6 +60,25 @@ WRITTEN: Final = pa.schema(
         "digest": pa.string(),
     }
 )
+OPERATORS: Final = pa.schema(
+    {
+        "generation": pa.int64(),
+        "operator": pa.string(),
+        "name": pa.string(),
+        "kind": pa.string(),
+        "parallelism": pa.int32(),
+        "state_table": pa.string(),
+        "state_kind": pa.string(),
+        "key_columns": pa.string(),
+        "route_by": pa.string(),
+        "arrow_schema": pa.binary(),
+        "defaults": pa.binary(),
+        "meaning": pa.string(),
+        "folders": pa.string(),
+        "version": pa.int32(),
+        "since": pa.int64(),
+    }
+)
 DROPPED: Final = pa.schema(
     {"epoch": pa.int64(), "operator": pa.string(), "state_table": pa.string(), "bucket": pa.int64()}
 )
@@ -78,13 +101,13 @@ def rows_to_arrow(rows: Iterable[Sequence[Any]], schema: pa.Schema) -> pa.Table:
     return pa.Table.from_arrays(arrays, schema=schema)
 
 
-def state_table_name(key: TableKey) -> str:
-    """The name, not yet quoted, of the DuckDB table that holds one state table.
+def state_table_name(key: TableKey, version: int = 1) -> str:
+    """The name, not yet quoted, of the DuckDB table that holds (a version of) one state table.
 
-    >>> state_table_name(("a1b2", "windows"))
-    'st_a1b2_windows'
+    >>> state_table_name(("a1b2", "windows")), state_table_name(("a1b2", "windows"), 2)
+    ('st_a1b2_windows', 'st_a1b2_windows_2')
     """
-    return f"st_{key[0]}_{key[1]}"
+    return f"st_{key[0]}_{key[1]}" + (f"_{version}" if version > 1 else "")
 
 
 def state_columns(table: StateTable) -> list[tuple[str, str]]:
@@ -93,10 +116,10 @@ def state_columns(table: StateTable) -> list[tuple[str, str]]:
     return [("epoch", "BIGINT"), *zip(column_names(table), types, strict=True)]
 
 
-def create_state_table(key: TableKey, table: StateTable) -> str:
-    """SQL that creates the table of one state table."""
-    columns = ", ".join(f"{quote(name)} {type_}" for name, type_ in state_columns(table))
-    return f"CREATE TABLE {quote(state_table_name(key))} ({columns})"
+def create_state_table(name: str, table: StateTable) -> str:
+    """SQL that creates a table for rows of a state table."""
+    columns = ", ".join(f"{quote(column)} {type_}" for column, type_ in state_columns(table))
+    return f"CREATE TABLE {quote(name)} ({columns})"
 
 
 def view_names(operators: Sequence[OperatorState]) -> dict[TableKey, str]:
@@ -115,35 +138,6 @@ def view_names(operators: Sequence[OperatorState]) -> dict[TableKey, str]:
     return names
 
 
-def create_view(key: TableKey, table: StateTable, name: str) -> str:
-    """SQL of the view that shows the live rows of one state table at the last epoch."""
-    columns = ", ".join(quote(c) for c in column_names(table)[: len(table.schema)])
-    rows = _live_keyed(key, table) if table.kind is StateKind.KEYED else _live_rows(key, table)
-    return f"CREATE VIEW state.{quote(name)} AS SELECT {columns} FROM {rows}"  # noqa: S608
-
-
-def _live_keyed(key: TableKey, table: StateTable) -> str:
-    name = state_table_name(key)
-    path = literal('$."' + name + '"')
-    oldest = f"(SELECT (full_from ->> {path})::BIGINT FROM main.manifest ORDER BY epoch DESC LIMIT 1)"  # noqa: S608
-    by_name = dict(zip(table.schema.names, column_names(table), strict=False))
-    keys = ", ".join(quote(by_name[k]) for k in table.keys)
-    partition = f"PARTITION BY {keys} " if keys else ""
-    return (
-        f"(SELECT *, rowid AS written_at FROM main.{quote(name)} WHERE epoch >= {oldest} "  # noqa: S608
-        f"QUALIFY row_number() OVER ({partition}ORDER BY epoch DESC, written_at DESC) = 1) WHERE NOT deleted"
-    )
-
-
-def _live_rows(key: TableKey, table: StateTable) -> str:
-    name = quote(state_table_name(key))
-    bucket = quote(bucket_column(table))
-    return (
-        f"main.{name} s WHERE NOT EXISTS (SELECT 1 FROM main.dropped d WHERE d.operator = {literal(key[0])} "  # noqa: S608
-        f"AND d.state_table = {literal(key[1])} AND d.bucket = s.{bucket} AND d.epoch >= s.epoch)"
-    )
-
-
 def bucket_column(table: StateTable) -> str:
     """The name in DuckDB of the bucket column of a ROWS table."""
     return column_names(table)[bucket_index(table)]
@@ -159,18 +153,21 @@ def full_from_json(full_from: Mapping[TableKey, int]) -> str:
     return json.dumps({state_table_name(key): epoch for key, epoch in full_from.items()})
 
 
-def operator_rows(generation: int, operators: Sequence[OperatorState]) -> list[list[Any]]:
+def operator_rows(
+    generation: int, operators: Sequence[OperatorState], origins: Mapping[TableKey, Origin]
+) -> list[list[Any]]:
     """The rows of ``operators`` for one generation."""
     rows: list[list[Any]] = []
     for operator in operators:
         head = [generation, operator.id, operator.name, operator.kind, operator.parallelism]
         tail = [operator.meaning, json.dumps(operator.folders)]
+        whole = origins[(operator.id, "")]
+        rows.append([*head, None, None, None, None, None, None, *tail, whole.version, whole.since])
         for table in operator.tables:
             keys, route = json.dumps(table.keys), json.dumps(table.route_by)
-            schema = table.schema.serialize().to_pybytes()
-            rows.append([*head, table.name, table.kind.value, keys, route, schema, *tail])
-        if not operator.tables:
-            rows.append([*head, None, None, None, None, None, *tail])
+            declared = [table.name, table.kind.value, keys, route, table.schema.serialize().to_pybytes()]
+            origin = origins[(operator.id, table.name)]
+            rows.append([*head, *declared, pack_defaults(table), *tail, origin.version, origin.since])
     return rows
 
 
@@ -195,6 +192,15 @@ def operators_from_rows(rows: Iterable[Mapping[str, Any]]) -> dict[int, dict[str
     return generations
 
 
+def origins_from_rows(rows: Iterable[Mapping[str, Any]]) -> dict[int, dict[TableKey, Origin]]:
+    """Where everything comes from, by generation and (operator id, state table name or "")."""
+    generations: dict[int, dict[TableKey, Origin]] = {}
+    for row in rows:
+        key = (row["operator"], row["state_table"] or "")
+        generations.setdefault(row["generation"], {})[key] = Origin(row["version"], row["since"])
+    return generations
+
+
 def _state_table(row: Mapping[str, Any]) -> StateTable:
     try:
         return StateTable(
@@ -203,6 +209,7 @@ def _state_table(row: Mapping[str, Any]) -> StateTable:
             keys=tuple(json.loads(row["key_columns"])),
             route_by=tuple(json.loads(row["route_by"])),
             kind=StateKind(row["state_kind"]),
+            defaults=unpack_defaults(row["defaults"]),
         )
     except (pa.ArrowInvalid, ValueError, TypeError) as error:
         raise StoreCorrupt(

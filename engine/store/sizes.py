@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import pyarrow as pa
-from millstream.engine.state import StateKind, StateTable
-from millstream.engine.store.columns import column_names, literal, quote, storage_type
+from millstream.engine.state import StateTable
+from millstream.engine.store.catalog import Catalog, Query
+from millstream.engine.store.columns import column_names, quote, storage_type
 from millstream.engine.store.encoding import TableKey
-from millstream.engine.store.schema import bucket_column, state_table_name
 from millstream.engine.store.types import Manifest
+from millstream.engine.store.versions import live_rows, pieces_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,34 +26,14 @@ class StateSize:
     bytes: int
 
 
-def state_size(query: Callable[[str], pa.Table], manifest: Manifest, key: TableKey, table: StateTable) -> StateSize:
+def state_size(query: Query, catalog: Catalog, manifest: Manifest, key: TableKey, table: StateTable) -> StateSize:
     """Count the live rows of one state table at an epoch that can be restored."""
-    live = _keyed(key, table, manifest) if table.kind is StateKind.KEYED else _rows(key, table, manifest)
+    pieces = pieces_of(catalog, manifest.generation, key)
+    live = live_rows(pieces, table, str(int(manifest.epoch)), str(int(manifest.tables[key].full_from)))
     columns = zip(column_names(table), table.schema.types, strict=False)
     widths = " + ".join(_width(quote(name), storage_type(type_)) for name, type_ in columns)
     found = query(f"SELECT count(*) AS n, coalesce(sum({widths}), 0)::BIGINT AS size FROM {live}").to_pylist()[0]  # noqa: S608
     return StateSize(found["n"], found["size"])
-
-
-def _keyed(key: TableKey, table: StateTable, manifest: Manifest) -> str:
-    by_name = dict(zip(table.schema.names, column_names(table), strict=False))
-    keys = ", ".join(quote(by_name[name]) for name in table.keys)
-    partition = f"PARTITION BY {keys} " if keys else ""
-    oldest = manifest.tables[key].full_from
-    return (
-        f"(SELECT *, rowid AS written_at FROM main.{quote(state_table_name(key))} "  # noqa: S608
-        f"WHERE epoch BETWEEN {int(oldest)} AND {int(manifest.epoch)} "
-        f"QUALIFY row_number() OVER ({partition}ORDER BY epoch DESC, written_at DESC) = 1) WHERE NOT deleted"
-    )
-
-
-def _rows(key: TableKey, table: StateTable, manifest: Manifest) -> str:
-    epoch = int(manifest.epoch)
-    return (
-        f"main.{quote(state_table_name(key))} s WHERE s.epoch <= {epoch} AND NOT EXISTS (SELECT 1 "  # noqa: S608
-        f"FROM main.dropped d WHERE d.operator = {literal(key[0])} AND d.state_table = {literal(key[1])} "
-        f"AND d.bucket = s.{quote(bucket_column(table))} AND d.epoch BETWEEN s.epoch AND {epoch})"
-    )
 
 
 def _width(column: str, type_: pa.DataType) -> str:

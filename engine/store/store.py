@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -23,9 +23,10 @@ from millstream.engine.store.catalog import (
     committables_of,
     count_positions,
     dead_letters_since,
+    facts_of,
     load_catalog,
     pending_drops,
-    positions_at,
+    positions_after_drops,
     written_to,
 )
 from millstream.engine.store.commit import Prepared, prepare, write
@@ -39,6 +40,7 @@ from millstream.engine.store.query import answer
 from millstream.engine.store.restoring import restore_keyed, restore_rows
 from millstream.engine.store.schema import CREATE, FORMAT
 from millstream.engine.store.types import CheckpointData, Manifest, OperatorState, SplitPosition, StoreFacts
+from millstream.engine.store.versions import pieces_of
 from millstream.engine.store.witness import Witness, read_witness, sync_folder
 
 _T = TypeVar("_T")
@@ -114,13 +116,15 @@ class CheckpointStore:
 
     def facts(self) -> StoreFacts:
         """What recovery reads before it decides."""
-        catalog = self._catalog
-        newest = catalog.operators.get(catalog.generation, {})
-        folders = {id_: operator.folders for id_, operator in newest.items()}
-        return StoreFacts(self.job_id, catalog.last, self._witness.epoch, catalog.generation, folders)
+        return self._reading(lambda query: facts_of(query, self._catalog, self._witness.epoch))
 
-    def begin_generation(self, operators: Sequence[OperatorState]) -> Generation:
+    def begin_generation(
+        self, operators: Sequence[OperatorState], dropped: Mapping[str, str] | None = None
+    ) -> Generation:
         """Write down that the job starts with these operators; make their state tables and views.
+
+        Args:
+            dropped: (id, name) of operators, sources and sinks whose state is given up with this.
 
         Raises:
             StateMismatch: the last checkpoint's state does not fit them.
@@ -128,7 +132,8 @@ class CheckpointStore:
         """
         generation = Generation(self._catalog.generation + 1)
         with self._transaction("begin a generation") as connection:
-            declare_generation(connection, self._catalog, generation, operators)
+            declare_generation(connection, self._catalog, generation, operators, dropped or {})
+            hit("store.generation")
         self._catalog = self._reading(load_catalog)
         # DuckDB has had bugs in replaying DDL: let there be none in the log while the job runs.
         self._fold_log()
@@ -192,14 +197,25 @@ class CheckpointStore:
         """Every epoch that can be restored, oldest first."""
         return [entry.manifest for entry in self._catalog.entries.values()]
 
+    def published(self, epoch: Epoch) -> None:
+        """Write down that the last epoch is visible in every sink; only said when the job ends.
+
+        Raises:
+            StoreError: it could not be written; the next start then makes it visible once more.
+        """
+        with self._transaction("write down what is visible") as connection:
+            connection.execute("DELETE FROM published")
+            connection.execute("INSERT INTO published VALUES (?)", [int(epoch)])
+        self._catalog.published = epoch
+
     def positions(self, epoch: Epoch) -> list[SplitPosition]:
-        """The position of every split at an epoch.
+        """The position of every split at an epoch, without sources that have been dropped after it.
 
         Raises:
             StoreError: the epoch is not in the store.
             StoreCorrupt: positions are missing.
         """
-        return self._reading(lambda query: positions_at(query, self._catalog, epoch))
+        return self._reading(lambda query: positions_after_drops(query, self._catalog, epoch))
 
     def committables(self, epoch: Epoch) -> dict[str, list[Committable]]:
         """What the sinks handed over at exactly this epoch, by sink id."""
@@ -212,6 +228,8 @@ class CheckpointStore:
     def restore_rows(self, operator_id: str, table: StateTable, epoch: Epoch) -> Iterator[pa.RecordBatch]:
         """Yield the rows of one state table at an epoch, in the order they were written.
 
+        Rows that were written with other columns come as rows of ``table``.
+
         KEYED: ``table.schema`` plus ``deleted``, the last row of a key wins. ROWS: ``table.schema``, without dropped
         buckets. Read it to the end: the last step is what notices that rows are missing.
 
@@ -222,14 +240,15 @@ class CheckpointStore:
         manifest = self._catalog.entry(epoch).manifest
         if key not in manifest.tables:
             return
+        pieces = pieces_of(self._catalog, manifest.generation, key)
         written = self._reading(lambda query: written_to(query, self._catalog, key, epoch))
         cursor = self.cursor()
         try:
             if table.kind is StateKind.KEYED:
                 oldest = Epoch(manifest.tables[key].full_from)
-                yield from restore_keyed(cursor, key, table, (oldest, epoch), written)
+                yield from restore_keyed(cursor, pieces, table, (oldest, epoch), written)
             else:
-                yield from restore_rows(cursor, key, table, epoch, written)
+                yield from restore_rows(cursor, pieces, table, epoch, written)
         except duckdb.Error as error:
             raise explain(error, self.path, f"read state {table.name!r} of operator {operator_id}") from error
         finally:

@@ -36,6 +36,19 @@ class OperatorState:
 
 
 @dataclass(frozen=True, slots=True)
+class Origin:
+    """Where what an operator keeps comes from: part of its rows of ``operators``.
+
+    Attributes:
+        version: which DuckDB table a state table is written to; another one after each migration.
+        since: nothing of this epoch or an earlier one is the operator's: it began after it.
+    """
+
+    version: int
+    since: int
+
+
+@dataclass(frozen=True, slots=True)
 class SplitPosition:
     """How far one split has been read; a row of ``positions``.
 
@@ -125,10 +138,13 @@ class StoreFacts:
     """What recovery reads before it decides.
 
     Attributes:
-        last: the newest committed epoch; None in a new store.
+        last: the newest committed epoch, without what has been dropped since; None in a new store.
         witness: the last epoch the witness file has seen acknowledged; None if there is no such file.
         generation: the last generation that started on this store; 0 in a new one.
         folders: by operator id, where that generation's sources and sinks read and wrote.
+        read: the ids of sources of which something has been read.
+        unpublished: by sink id, how many committables of the last epoch nobody knows to be visible.
+        dropped: by id, the name of every operator, source or sink whose state was ever dropped.
     """
 
     job_id: str
@@ -136,3 +152,6 @@ class StoreFacts:
     witness: Epoch | None
     generation: Generation
     folders: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    read: frozenset[str] = frozenset()
+    unpublished: Mapping[str, int] = field(default_factory=dict)
+    dropped: Mapping[str, str] = field(default_factory=dict)
