@@ -103,6 +103,7 @@ class Job:
         restarts: int = 3,
         exactly_once: bool = False,
         drop_state: Sequence[str] = (),
+        start_from: str | Path | None = None,
         control: Control | None = None,
         on_status: Callable[[JobStatus], None] | None = None,
         moved_from: str | Path | None = None,
@@ -118,6 +119,9 @@ class Job:
             exactly_once: refuse to run unless every path from source to sink is exactly-once.
             drop_state: names or ids of operators, sources and sinks whose state may be lost: those that are no longer
                 in the job, or that mean something else now. What fits is kept all the same.
+            start_from: what a new store begins with: the file of a savepoint or of another job's store, or
+                ``"STORE@NAME"`` for one of its savepoints, ``"STORE@12"`` for one of its epochs. Once the store is
+                there the job goes on from it.
             control: to stop it from elsewhere.
             on_status: called now and then with the job's numbers.
             moved_from: the folder that held store, input and output before they were moved, all together. Without
@@ -145,11 +149,14 @@ class Job:
             raise JobError(f"every={every!r}: the time between checkpoints must be positive, as in every='1s'")
         if timeout <= 0:
             raise JobError(f"checkpoint_timeout={checkpoint_timeout!r} must be positive, as in '10m'")
+        if start_from is not None and store is None:
+            raise JobError("start_from= begins a new store: say where it is to be, as in job.run('new.duckdb', ...)")
         settings = RunSettings(
             store=Path(store) if store is not None else None,
             checkpoints=CheckpointSettings(every=interval, timeout=timeout),
             restarts=restarts,
             drop_state=tuple(drop_state),
+            start_from=None if start_from is None else str(start_from),
             on_status=on_status,
             moved_from=Path(moved_from).resolve() if moved_from is not None else None,
         )

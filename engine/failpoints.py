@@ -34,6 +34,7 @@ NAMES: Final = (
     "store.witness",  # before the witness file follows
     "store.prune",  # before old epochs are deleted
     "store.checkpoint",  # before DuckDB folds its write-ahead log
+    "copy.written",  # a savepoint or fork is complete under a temporary name
     "sink.commit",  # before a committer makes an epoch visible
     "sink.committed",  # after it
     "files.staged",  # a staged file is written, not yet on disk for sure

@@ -48,6 +48,7 @@ class Start:
     store: str = "job.duckdb"
     stop_after: int = 0
     drop_state: tuple[str, ...] = ()
+    start_from: str | None = None
 
 
 @dataclass(frozen=True)
@@ -228,6 +229,7 @@ def run_here(start: Start, result: Path) -> int:
         on_status=look,
         status_every=0.0,
         drop_state=tuple(start.drop_state),
+        start_from=start.start_from,
     )
     plan = load_job(start.job).plan(start.parallelism)
     try:

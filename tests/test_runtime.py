@@ -184,7 +184,7 @@ def test_a_long_query_does_not_keep_a_job_from_ending(tmp_path: Path) -> None:
 
     def query() -> None:
         try:
-            ask(store, "SELECT sum(a.range * b.range) FROM range(10000000) a, range(10000000) b")
+            ask(store, "query", sql="SELECT sum(a.range * b.range) FROM range(10000000) a, range(10000000) b")
         except MillstreamError as error:
             refused.append(str(error))
 

@@ -13,9 +13,11 @@ from importlib.metadata import entry_points
 import click
 from millstream import __version__
 from millstream.cli.checkpoints import checkpoints
+from millstream.cli.fork import fork
 from millstream.cli.init import init
 from millstream.cli.plan import plan
 from millstream.cli.run import run
+from millstream.cli.savepoint import savepoint
 from millstream.cli.state import state
 from millstream.engine.errors import MillstreamError
 
@@ -58,7 +60,7 @@ def commands() -> None:
     """
 
 
-for command in (checkpoints, init, plan, run, state):
+for command in (checkpoints, fork, init, plan, run, savepoint, state):
     commands.add_command(command)
 
 

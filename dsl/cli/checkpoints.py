@@ -7,11 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 from millstream.cli.options import FORMAT, STORE
-from millstream.engine.errors import JobError
+from millstream.engine.errors import JobError, StoreError
 
 if TYPE_CHECKING:
     from millstream.engine.store.reader import StoreReader
     from millstream.engine.store.types import Manifest
+
+
+_TRIES = 20
 
 
 @click.group()
@@ -30,13 +33,14 @@ def checkpoints() -> None:
 @STORE
 @FORMAT
 def ls(store: Path, form: str | None) -> None:
-    """List the epochs that STORE can be restored at, oldest first."""
+    """List the epochs that STORE can be restored at, oldest first, its savepoints among them."""
     from millstream.cli.tables import show_rows, wants_table
     from millstream.cli.text import show_time
     from millstream.engine.store.reader import StoreReader
+    from millstream.engine.store.savepoints import list_savepoints
 
     with StoreReader.open(store) as reader:
-        rows = [
+        rows: list[dict[str, Any]] = [
             {
                 "epoch": m.epoch,
                 "generation": m.generation,
@@ -46,7 +50,20 @@ def ls(store: Path, form: str | None) -> None:
             }
             for m in reader.manifests()
         ]
-    show_rows(["epoch", "generation", "kind", "committed", "state_rows_written"], rows, form)
+    rows += [
+        {
+            "epoch": s.manifest.epoch,
+            "generation": s.manifest.generation,
+            "kind": s.manifest.kind.value,
+            "committed": show_time(s.manifest.committed_at),
+            "state_rows_written": sum(t.rows for t in s.manifest.tables.values()),
+            "savepoint": s.name,
+        }
+        for s in list_savepoints(store)
+    ]
+    rows.sort(key=lambda row: row["epoch"])
+    rows = [{"savepoint": None, **row} for row in rows]
+    show_rows(["epoch", "generation", "kind", "committed", "state_rows_written", "savepoint"], rows, form)
     if not rows and wants_table(form):
         click.echo(f"{store} holds no checkpoint yet", err=True)
 
@@ -65,12 +82,21 @@ def show(store: Path, epoch: int | None, form: str | None) -> None:
     from millstream.engine.store.reader import StoreReader
 
     with StoreReader.open(store) as reader:
-        manifest = _find(reader.manifests(), epoch, store)
-        shown = _contents(reader, manifest)
+        shown = _shown(reader, epoch, store)
     if wants_table(form):
         _print(shown)
     else:
         click.echo(as_json(shown, indent=2))
+
+
+def _shown(reader: StoreReader, epoch: int | None, store: Path) -> dict[str, Any]:
+    for _ in range(_TRIES if reader.running else 0):
+        manifest = _find(reader.manifests(), epoch, store)
+        try:
+            return _contents(reader, manifest)
+        except StoreError:
+            continue  # the job has removed that epoch between two questions
+    return _contents(reader, _find(reader.manifests(), epoch, store))
 
 
 def _find(manifests: list[Manifest], epoch: int | None, store: Path) -> Manifest:

@@ -73,6 +73,12 @@ GRACE = 2.0
     multiple=True,
     help="Give up the state of an operator, source or sink that is gone or means something else; may be repeated.",
 )
+@click.option(
+    "--from",
+    "start_from",
+    metavar="STORE@NAME",
+    help="Begin a new --store with a savepoint of another one (or STORE@EPOCH, or a savepoint's FILE).",
+)
 @click.option("--supervise", "supervised", is_flag=True, help="Start the job again whenever something kills it.")
 def run(  # noqa: PLR0913, PLR0917 - one parameter per option
     job: str,
@@ -84,6 +90,7 @@ def run(  # noqa: PLR0913, PLR0917 - one parameter per option
     exactly_once: bool,
     moved_from: Path | None,
     drop_state: tuple[str, ...],
+    start_from: str | None,
     supervised: bool,
 ) -> None:
     """Run the job in FILE. Killed at any moment and run again, it goes on where it was.
@@ -121,6 +128,7 @@ def run(  # noqa: PLR0913, PLR0917 - one parameter per option
                     restarts=restarts,
                     exactly_once=exactly_once,
                     drop_state=drop_state,
+                    start_from=start_from,
                     control=control,
                     on_status=progress.update,
                     moved_from=moved_from,

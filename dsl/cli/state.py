@@ -47,19 +47,29 @@ def ls(store: Path, form: str | None) -> None:
 @state.command("query")
 @STORE
 @click.argument("sql")
+@click.option("--epoch", metavar="N", type=click.IntRange(min=1), help="As of an earlier epoch that is still kept.")
+@click.option("--savepoint", metavar="NAME", help="As of a savepoint.")
 @FORMAT
-def query(store: Path, sql: str, form: str | None) -> None:
+def query(store: Path, sql: str, epoch: int | None, savepoint: str | None, form: str | None) -> None:
     """Answer one SELECT over STORE: from the file if the job is stopped, from the engine if it runs.
 
     SQL is DuckDB's. State is in the relations that millstream state ls lists, checkpoints are in manifest. It is
-    the state of the last checkpoint; nothing can be changed.
+    the state of the last checkpoint, unless --epoch or --savepoint says another; nothing can be changed.
     """
     from millstream.cli.tables import show_rows, wants_table
     from millstream.engine.store.reader import StoreReader
 
-    with StoreReader.open(store) as reader:
+    if savepoint is not None:
+        from millstream.engine.store.savepoints import find_savepoint
+
+        if epoch is not None:
+            raise click.UsageError("a savepoint has one epoch only: leave --epoch out")
+        opened = StoreReader.open_copy(find_savepoint(store, savepoint).path)
+    else:
+        opened = StoreReader.open(store)
+    with opened as reader:
         try:
-            result = reader.query(sql)
+            result = reader.query(sql, epoch)
         except JobError as error:
             if "does not exist" in str(error):
                 error.add_note(f"relations with state: {', '.join(map(relation, reader.state_views())) or 'none'}")

@@ -139,6 +139,11 @@ class Coordinator:
         """Take a last checkpoint, then end; called from any thread, even a signal handler."""
         self._stop_requested = True
 
+    def request_checkpoint(self) -> None:
+        """Take the next checkpoint as soon as possible; called from any thread."""
+        self._due = self._clock.monotonic()
+        self._wake()
+
     @property
     def waiting_for(self) -> frozenset[str]:
         """The subtasks whose acknowledgement is missing."""

@@ -20,11 +20,14 @@ from millstream.engine.plan import Plan
 from millstream.engine.recovery import CommitAgain, Refuse, Resume, StartFresh, decide
 from millstream.engine.runtime.build import Builder, Running
 from millstream.engine.runtime.coordinator import CheckpointSettings, Coordinator, Executor, publish
+from millstream.engine.runtime.inquiries import Inquiries
 from millstream.engine.runtime.monitor import JobStatus, look
 from millstream.engine.runtime.scheduler import ThreadedScheduler
 from millstream.engine.sink import SinkContext
+from millstream.engine.store.savepoints import begin_from, check_begun_from
 from millstream.engine.store.server import QueryServer
 from millstream.engine.store.store import CheckpointStore
+from millstream.engine.store.types import StoreFacts
 from millstream.engine.time import Clock, SystemClock
 
 HEALTHY_SECONDS = 60.0
@@ -100,6 +103,7 @@ class RunSettings:
         status_every: seconds between two such calls.
         moved_from: the folder, resolved, that held what the job reads and writes until all of it was moved.
         drop_state: names or ids of operators, sources and sinks whose state may be lost where it does not fit.
+        start_from: ``FILE``, ``STORE@EPOCH`` or ``STORE@SAVEPOINT``: what a new store begins with.
     """
 
     store: Path | None = None
@@ -109,6 +113,7 @@ class RunSettings:
     on_status: Callable[[JobStatus], None] | None = None
     status_every: float = 0.25
     drop_state: tuple[str, ...] = ()
+    start_from: str | None = None
     channel_capacity: int = 8
     moved_from: Path | None = None
 
@@ -184,10 +189,17 @@ class _Run:
 
     def on(self, path: Path) -> JobResult:
         """Run on a store, restarting after failures that may pass."""
+        start = self._settings.start_from
+        if start is not None:
+            begin_from(start, path)
         with ExitStack() as held:
             store = CheckpointStore.open(path)
             held.callback(store.close)
-            held.callback(QueryServer(path, store.query, store.interrupt_queries).close)
+            if start is not None:
+                check_begun_from(start, path, store.origin)
+            self._inquiries = Inquiries(store)
+            held.callback(QueryServer(path, self._inquiries.answer, store.interrupt_queries).close)
+            held.callback(self._inquiries.close)
             for node in self._plan.graph.sinks():
                 assert isinstance(node.body, Write)
                 held.enter_context(node.body.sink.running(self._context(store, node)))
@@ -250,6 +262,7 @@ class _Run:
             if isinstance(decision, CommitAgain):
                 return self._result("already finished", decision.epoch)
             if isinstance(decision, Resume):
+                self._warn_of_shared_sinks(store, facts)
                 log.info(
                     "resuming",
                     job=self._plan.job,
@@ -260,6 +273,15 @@ class _Run:
             return self._run_subtasks(store, builder, scheduler, acknowledged, generation, restored or Epoch(0))
         finally:
             scheduler.close()
+
+    def _warn_of_shared_sinks(self, store: CheckpointStore, facts: StoreFacts) -> None:
+        """At the first start of a fork: where both jobs write, readers see what follows the checkpoint twice."""
+        last = facts.last
+        if store.origin is None or last is None or last.generation != facts.generation:
+            return
+        shared = [s.name for s in self._plan.states if s.kind == "sink" and s.id in last.operators]
+        if shared:
+            log.warning("sinks are those of the job this was forked from", job=self._plan.job, sinks=shared)
 
     def _settle(self, store: CheckpointStore, builder: Builder, restored: Epoch | None) -> None:
         """Make the world agree with the store: repeat the last epoch's effects, remove what came after."""
@@ -298,6 +320,7 @@ class _Run:
         acknowledged.connect(coordinator)
         hit("recovery.done")
         watcher = _Watcher(running, coordinator, generation, self._settings, self._control, self._clock)
+        self._inquiries.attend(coordinator)
         try:
             outcome = scheduler.run(
                 running, coordinator, on_tick=watcher.tick, stop_now=lambda: self._control.stop_now_requested
@@ -306,6 +329,7 @@ class _Run:
             running.let_go()
             raise
         finally:
+            self._inquiries.attend(None)
             self._status = watcher.look()
             scheduler.close()
         running.close()

@@ -42,6 +42,7 @@ class Catalog:
     """What is kept in memory of a store: small, and equal to what is on disk after every commit.
 
     Attributes:
+        origin: of a copy, where it comes from; see ``Origin`` in ``copying``.
         entries: every epoch that can be restored, in ascending order.
         operators: by generation, those of its job.
         origins: by generation, where what they keep comes from, by (operator id, state table name or "").
@@ -53,6 +54,7 @@ class Catalog:
 
     job_id: str
     generation: Generation
+    origin: str | None = None
     entries: dict[Epoch, Entry] = field(default_factory=dict)
     operators: dict[int, dict[str, OperatorState]] = field(default_factory=dict)
     origins: dict[int, dict[TableKey, Origin]] = field(default_factory=dict)
@@ -108,14 +110,14 @@ def load_catalog(query: Query) -> Catalog:
         StoreError: it was written by another version of Millstream.
         StoreCorrupt: a manifest is damaged.
     """
-    jobs = query("SELECT format, job_id FROM job").to_pylist()
+    jobs = query("SELECT * FROM job").to_pylist()
     if len(jobs) != 1 or jobs[0]["format"] != FORMAT:
         raise StoreError(
             f"the store has format {[job['format'] for job in jobs]}, this version of Millstream reads {FORMAT}: "
             f"run the job with the version that wrote it, or give it a new store"
         )
     generation = query("SELECT coalesce(max(generation), 0) AS newest FROM generations").to_pylist()[0]["newest"]
-    catalog = Catalog(jobs[0]["job_id"], Generation(generation))
+    catalog = Catalog(jobs[0]["job_id"], Generation(generation), jobs[0]["origin"])
     declared = query("SELECT * FROM operators ORDER BY rowid").to_pylist()
     catalog.operators, catalog.origins = operators_from_rows(declared), origins_from_rows(declared)
     for row in query("SELECT operator, name, epoch FROM forgotten ORDER BY rowid").to_pylist():

@@ -51,7 +51,10 @@ def declare_generation(
         operators={**known.operators, generation: {o.id: o for o in operators}},
         origins={**known.origins, generation: origins},
     )
-    _replace_views(connection, declared, generation)
+    views = connection.execute("SELECT view_name FROM duckdb_views() WHERE schema_name = 'state'").fetchall()
+    for (view,) in views:
+        connection.execute(f"DROP VIEW state.{quote(view)}")
+    create_views(connection, declared, generation)
     rows = operator_rows(generation, operators, origins)
     if rows:
         insert_arrow(connection, "operators", rows_to_arrow(rows, OPERATORS))
@@ -125,10 +128,8 @@ def _forget_records(connection: duckdb.DuckDBPyConnection, known: Collection[Tab
                 connection.execute(f"DELETE FROM {records} WHERE operator = ? AND state_table = ?", list(key))  # noqa: S608
 
 
-def _replace_views(connection: duckdb.DuckDBPyConnection, catalog: Catalog, generation: int) -> None:
-    old = connection.execute("SELECT view_name FROM duckdb_views() WHERE schema_name = 'state'").fetchall()
-    for (view,) in old:
-        connection.execute(f"DROP VIEW state.{quote(view)}")
+def create_views(connection: duckdb.DuckDBPyConnection, catalog: Catalog, generation: int) -> None:
+    """Create the views of everything that the operators of a generation keep."""
     operators = catalog.operators[generation]
     for key, name in view_names(list(operators.values())).items():
         table = next(t for t in operators[key[0]].tables if t.name == key[1])

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Final
+from typing import Final, Protocol
 
 import duckdb
 import pyarrow as pa
@@ -29,8 +29,12 @@ from millstream.engine.store.server import ask
 from millstream.engine.store.sizes import StateSize, state_size
 from millstream.engine.store.types import Manifest, SplitPosition, StoreFacts
 
-_COMES_AND_GOES: Final = 5.0
+COMES_AND_GOES: Final = 5.0
 """Seconds a job may hold its store without answering: it is just starting, or ending."""
+
+
+class _Query(Protocol):
+    def __call__(self, sql: str, epoch: int | None = None) -> pa.Table: ...
 
 
 class StoreReader:
@@ -42,10 +46,10 @@ class StoreReader:
     >>> CheckpointStore.open(path).close()
     >>> with StoreReader.open(path) as reader:
     ...     reader.query("SELECT format FROM job").to_pylist(), reader.running
-    ([{'format': 1}], False)
+    ([{'format': 2}], False)
     """
 
-    def __init__(self, query: Callable[[str], pa.Table], running: bool, close: Callable[[], None]) -> None:
+    def __init__(self, query: _Query, running: bool, close: Callable[[], None]) -> None:
         self.running = running
         self._query = query
         self._close = close
@@ -59,11 +63,11 @@ class StoreReader:
             StoreError: there is no such store, it is something else, or it cannot be read.
         """
         path = Path(path).absolute()
-        until = time.monotonic() + _COMES_AND_GOES
+        until = time.monotonic() + COMES_AND_GOES
         while True:
-            if ask(path, "SELECT 1") is not None:
-                return cls(lambda sql: _answered(path, sql), running=True, close=lambda: None)
-            _check_file(path)
+            if ask(path, "query", sql="SELECT 1") is not None:
+                return cls(lambda sql, epoch=None: _answered(path, sql, epoch), running=True, close=lambda: None)
+            check_file(path)
             try:
                 lock = StoreLock.shared(path)
             except StoreLocked:
@@ -74,23 +78,34 @@ class StoreReader:
                 return cls._of_file(path, lock)
 
     @classmethod
-    def _of_file(cls, path: Path, lock: StoreLock) -> StoreReader:
+    def open_copy(cls, path: Path) -> StoreReader:
+        """Open a savepoint's file, which nobody ever writes.
+
+        Raises:
+            StoreError: there is no such file, it is something else, or it cannot be read.
+        """
+        check_file(path)
+        return cls._of_file(path, None)
+
+    @classmethod
+    def _of_file(cls, path: Path, lock: StoreLock | None) -> StoreReader:
         with contextlib.ExitStack() as undo:
-            undo.callback(lock.release)
+            if lock is not None:
+                undo.callback(lock.release)
             instance = Instance(path, read_only=True)
             undo.callback(instance.close)
             if not _read(instance, "SELECT 1 FROM duckdb_tables() WHERE table_name = 'job'").num_rows:
                 raise StoreError(f"{path} is a DuckDB database, but not the store of a job: give the job's own")
             close = undo.pop_all().close
-        return cls(lambda sql: _read(instance, sql), running=False, close=close)
+        return cls(lambda sql, epoch=None: _read(instance, sql, epoch), running=False, close=close)
 
-    def query(self, sql: str) -> pa.Table:
-        """Answer one SELECT. Views of every operator's state are in the schema ``state``.
+    def query(self, sql: str, epoch: int | None = None) -> pa.Table:
+        """Answer one SELECT. Views of every operator's state are in the schema ``state``, as of ``epoch`` if given.
 
         Raises:
-            JobError: it is not a single SELECT, or DuckDB refuses it.
+            JobError: it is not a single SELECT, or DuckDB refuses it, or the epoch is not in the store any more.
         """
-        return self._query(sql)
+        return self._query(sql, epoch)
 
     def job_id(self) -> str:
         """The job's id."""
@@ -142,7 +157,7 @@ class StoreReader:
         self.close()
 
 
-def _check_file(path: Path) -> None:
+def check_file(path: Path) -> None:
     """Refuse what is no database before a lock file is put beside it."""
     try:
         with path.open("rb") as file:
@@ -155,17 +170,17 @@ def _check_file(path: Path) -> None:
         raise StoreError(f"{path} is not the store of a job: give the file that the job was started with")
 
 
-def _answered(path: Path, sql: str) -> pa.Table:
-    result = ask(path, sql)
+def _answered(path: Path, sql: str, epoch: int | None) -> pa.Table:
+    result = ask(path, "query", sql=sql, epoch=epoch)
     if result is None:
         raise StoreError(f"the job at {path} has stopped: ask again")
     return result
 
 
-def _read(instance: Instance, sql: str) -> pa.Table:
+def _read(instance: Instance, sql: str, epoch: int | None = None) -> pa.Table:
     cursor = instance.cursor()
     try:
-        return answer(cursor, sql)
+        return answer(cursor, sql, epoch)
     except duckdb.Error as error:
         raise explain(error, instance.path, "read the store") from error
     finally:

@@ -1,7 +1,8 @@
 """Lets people query a running job: a Unix socket beside the store, since no other process can open the file.
 
-A request is a length (4 bytes, big-endian) and that many bytes of SQL in UTF-8. The answer is one byte (``+`` or
-``!``), a length (8 bytes) and the result as an Arrow IPC stream, or what went wrong as text.
+A request is a length (4 bytes, big-endian) and that many bytes of msgpack: a map with ``ask``, what is asked, and its
+arguments. The answer is one byte (``+`` or ``!``), a length (8 bytes) and the result as an Arrow IPC stream, or what
+went wrong as text.
 """
 
 from __future__ import annotations
@@ -12,19 +13,22 @@ import socket
 import stat
 import struct
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
+import msgpack
 import pyarrow as pa
 from millstream.engine.errors import JobError, StoreError
 from millstream.engine.logs import log
 
-_MAX_SQL: Final = 1 << 20
+_MAX_REQUEST: Final = 1 << 20
+_MOST_CLIENTS: Final = 16
 _REQUEST: Final = struct.Struct(">I")
 _ANSWER: Final = struct.Struct(">cQ")
 _PATIENCE: Final = 30.0
-"""Seconds a client may take to send its query or to take the result."""
+"""Seconds a client may take to send its request or to take the result."""
 
 
 def socket_path(store: Path) -> Path:
@@ -33,19 +37,25 @@ def socket_path(store: Path) -> Path:
 
 
 class QueryServer:
-    """Answers queries on a thread of its own, one at a time, until closed.
+    """Answers each client on a thread of its own, until closed.
 
     Args:
         store: the store's path; only its name is used.
-        query: answers one SELECT from any thread, as ``CheckpointStore.query`` does.
-        interrupt: ends a query that is running, with an error.
+        answer: given what is asked and its arguments, returns the answer; called from several threads.
+        interrupt: ends whatever is being answered, with an error.
     """
 
-    def __init__(self, store: Path, query: Callable[[str], pa.Table], interrupt: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        store: Path,
+        answer: Callable[[str, Mapping[str, Any]], pa.Table],
+        interrupt: Callable[[], None],
+    ) -> None:
         self._path = socket_path(store)
-        self._query = query
+        self._answer_to = answer
         self._interrupt = interrupt
         self._socket = _listen(self._path)
+        self._clients: list[threading.Thread] = []
         self._thread = threading.Thread(target=self._serve, name="millstream-queries", daemon=True)
         self._thread.start()
 
@@ -54,11 +64,15 @@ class QueryServer:
         # Closing a socket does not wake a thread that waits in accept; shutting it down does.
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
-        self._thread.join(timeout=1.0)
-        if self._thread.is_alive():
+        self._thread.join()
+        until = time.monotonic() + 1.0
+        for client in self._clients:
+            client.join(max(0.0, until - time.monotonic()))
+        if any(client.is_alive() for client in self._clients):
             # A long query must not keep a job from ending, and its store locked.
             self._interrupt()
-            self._thread.join(timeout=5.0)
+            for client in self._clients:
+                client.join(timeout=5.0)
         self._socket.close()
         self._path.unlink(missing_ok=True)
 
@@ -68,20 +82,30 @@ class QueryServer:
                 client, _ = self._socket.accept()
             except OSError:
                 return
-            with client:
-                try:
-                    client.settimeout(_PATIENCE)
-                    self._answer(client)
-                except OSError as error:
-                    log.info("store.query.client_gone", error=str(error))
+            self._clients = [thread for thread in self._clients if thread.is_alive()]
+            if len(self._clients) >= _MOST_CLIENTS:
+                client.close()
+                continue
+            thread = threading.Thread(target=self._attend, args=(client,), name="millstream-query", daemon=True)
+            self._clients.append(thread)
+            thread.start()
+
+    def _attend(self, client: socket.socket) -> None:
+        with client:
+            try:
+                client.settimeout(_PATIENCE)
+                self._answer(client)
+            except OSError as error:
+                log.info("store.query.client_gone", error=str(error))
 
     def _answer(self, client: socket.socket) -> None:
         (size,) = _REQUEST.unpack(_receive(client, _REQUEST.size))
-        if size > _MAX_SQL:
-            _send(client, b"!", f"the query has {size:,} bytes, at most {_MAX_SQL:,} are taken".encode())
+        if size > _MAX_REQUEST:
+            _send(client, b"!", f"the query has {size:,} bytes, at most {_MAX_REQUEST:,} are taken".encode())
             return
         try:
-            result = self._query(_receive(client, size).decode())
+            arguments = msgpack.unpackb(_receive(client, size))
+            result = self._answer_to(arguments.pop("ask"), arguments)
             sink = pa.BufferOutputStream()
             with pa.ipc.new_stream(sink, result.schema) as writer:
                 writer.write_table(result)
@@ -94,11 +118,11 @@ class QueryServer:
         _send(client, kind, payload)
 
 
-def ask(store: Path, sql: str) -> pa.Table | None:
-    """Let the running job answer one SELECT; None if no job answers on this store.
+def ask(store: Path, what: str, **arguments: object) -> pa.Table | None:
+    """Let the running job answer; None if no job answers on this store.
 
     Raises:
-        JobError: the job refused the query.
+        JobError: the job refused.
         StoreError: the connection broke.
     """
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client, _address(socket_path(store)) as address:
@@ -109,8 +133,8 @@ def ask(store: Path, sql: str) -> pa.Table | None:
         except OSError as error:
             raise StoreError(f"cannot reach the job at {socket_path(store)} ({error.strerror})") from error
         try:
-            text = sql.encode()
-            client.sendall(_REQUEST.pack(len(text)) + text)
+            request = msgpack.packb({**arguments, "ask": what})
+            client.sendall(_REQUEST.pack(len(request)) + request)
             kind, size = _ANSWER.unpack(_receive(client, _ANSWER.size))
             payload = _receive(client, size)
         except OSError as error:

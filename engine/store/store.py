@@ -30,6 +30,7 @@ from millstream.engine.store.catalog import (
     written_to,
 )
 from millstream.engine.store.commit import Prepared, prepare, write
+from millstream.engine.store.copying import read_origin
 from millstream.engine.store.encoding import TableKey
 from millstream.engine.store.gather import FullFrom, starting_full_from
 from millstream.engine.store.generation import declare_generation
@@ -38,10 +39,11 @@ from millstream.engine.store.lock import StoreLock
 from millstream.engine.store.pruning import execute_pruning, plan_pruning
 from millstream.engine.store.query import answer
 from millstream.engine.store.restoring import restore_keyed, restore_rows
+from millstream.engine.store.savepoints import sweep
 from millstream.engine.store.schema import CREATE, FORMAT
 from millstream.engine.store.types import CheckpointData, Manifest, OperatorState, SplitPosition, StoreFacts
 from millstream.engine.store.versions import pieces_of
-from millstream.engine.store.witness import Witness, read_witness, sync_folder
+from millstream.engine.store.witness import Witness, check_witness, read_witness, sync_folder
 
 _T = TypeVar("_T")
 
@@ -59,6 +61,7 @@ class CheckpointStore:
     Attributes:
         path: the DuckDB file. Nothing else in this process may open it: closing it would drop DuckDB's lock.
         job_id: made once, when the store was.
+        origin: of a fork, which checkpoint of which job it began with.
 
     >>> import tempfile
     >>> store = CheckpointStore.open(Path(tempfile.mkdtemp()) / "job.duckdb")
@@ -71,6 +74,7 @@ class CheckpointStore:
     def __init__(self, path: Path, lock: StoreLock, instance: Instance, catalog: Catalog, witness: Witness) -> None:
         self.path = path
         self.job_id = catalog.job_id
+        self.origin = read_origin(catalog.origin) if catalog.origin is not None else None
         self._lock = lock
         self._instance = instance
         self._catalog = catalog
@@ -110,7 +114,12 @@ class CheckpointStore:
                 raise explain(error, path, "read the store") from error
             witness = Witness(path, catalog.job_id)
             undo.callback(witness.close)
-            _compare(path, catalog, witness)
+            check_witness(path, catalog)
+            if catalog.origin is not None and read_origin(catalog.origin).name is not None:
+                raise StoreError(
+                    f"{path} is a savepoint: start a job from it with --from {path} and a --store of its own"
+                )
+            sweep(path)
             undo.pop_all()
         return cls(path, lock, instance, catalog, witness)
 
@@ -280,15 +289,15 @@ class CheckpointStore:
         """A connection of its own to the same instance, for reading. Keep transactions short; close it."""
         return self._instance.cursor()
 
-    def query(self, sql: str) -> pa.Table:
-        """Answer one SELECT; may be called from any thread.
+    def query(self, sql: str, epoch: int | None = None) -> pa.Table:
+        """Answer one SELECT, of the last checkpoint or of an earlier epoch; may be called from any thread.
 
         Raises:
-            JobError: it is not a SELECT, or DuckDB refuses it.
+            JobError: it is not a SELECT, or DuckDB refuses it, or the epoch is not in the store any more.
         """
         cursor = self.cursor()
         try:
-            return answer(cursor, sql)
+            return answer(cursor, sql, epoch)
         finally:
             cursor.close()
 
@@ -394,20 +403,7 @@ def _create_tables(instance: Instance, path: Path) -> None:
     connection.execute("BEGIN TRANSACTION")
     for statement in CREATE:
         connection.execute(statement)
-    connection.execute("INSERT INTO job VALUES (?, ?, now()::TIMESTAMP)", [FORMAT, uuid.uuid4().hex])
+    connection.execute("INSERT INTO job VALUES (?, ?, now()::TIMESTAMP, NULL)", [FORMAT, uuid.uuid4().hex])
     connection.execute("COMMIT")
     connection.execute("CHECKPOINT")
     sync_folder(path.parent)
-
-
-def _compare(path: Path, catalog: Catalog, witness: Witness) -> None:
-    last = catalog.last.epoch if catalog.last else None
-    if witness.epoch is not None and (last is None or last < witness.epoch):
-        raise StoreCorrupt(
-            f"{path} ends at epoch {last or 'none'}, but epoch {witness.epoch} had been acknowledged: an older copy of "
-            f"the store was put back, or its .wal was lost or cut. Sinks may have published what this store does not "
-            f"know. Put the newest {path.name} and {path.name}.wal back; to go on from epoch {last or 0} in spite of "
-            f"this, and have effects twice, remove {path.name}.witness"
-        )
-    if witness.epoch is None and last is not None:
-        log.warning("store.witness.missing", store=str(path), last_epoch=last)

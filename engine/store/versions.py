@@ -16,11 +16,9 @@ from millstream.engine.store.catalog import Catalog
 from millstream.engine.store.columns import column_names, literal, quote, sql_type, storage_type, stored
 from millstream.engine.store.encoding import TableKey
 from millstream.engine.store.migration import compare_tables, default_column
+from millstream.engine.store.query import AT_EPOCH
 from millstream.engine.store.schema import bucket_column, state_table_name
 from millstream.engine.store.types import OperatorState, Origin
-
-AT_EPOCH = "millstream_epoch"
-"""The variable of a DuckDB connection by which views show an earlier epoch."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,8 @@ from typing import Final
 
 from millstream.engine.element import Epoch
 from millstream.engine.errors import StoreCorrupt, StoreError
+from millstream.engine.logs import log
+from millstream.engine.store.catalog import Catalog
 
 _SLOT: Final = 512
 _MAGIC: Final = "millstream-witness-1"
@@ -94,6 +96,25 @@ def read_witness(store: Path, job_id: str | None) -> Epoch | None:
             f"store back; to go on with this one whatever has happened, remove {path.name}"
         )
     return epoch
+
+
+def check_witness(store: Path, catalog: Catalog) -> None:
+    """Refuse a store that is older than its witness says.
+
+    Raises:
+        StoreCorrupt: it is, or the witness is another job's, or damaged.
+    """
+    last, seen = catalog.last, read_witness(store, catalog.job_id)
+    if seen is not None and (last is None or last.epoch < seen):
+        found = last.epoch if last else None
+        raise StoreCorrupt(
+            f"{store} ends at epoch {found or 'none'}, but epoch {seen} had been acknowledged: an older copy of the "
+            f"store was put back, or its .wal was lost or cut. Sinks may have published what this store does not "
+            f"know. Put the newest {store.name} and {store.name}.wal back; to go on from epoch {found or 0} in spite "
+            f"of this, and have effects twice, remove {store.name}.witness"
+        )
+    if seen is None and last is not None:
+        log.warning("store.witness.missing", store=str(store), last_epoch=last.epoch)
 
 
 def sync_folder(folder: Path) -> None:
