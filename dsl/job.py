@@ -101,6 +101,7 @@ class Job:
         checkpoint_timeout: Duration = "10m",
         parallelism: int = 1,
         restarts: int = 3,
+        memory: str | int | None = None,
         exactly_once: bool = False,
         drop_state: Sequence[str] = (),
         start_from: str | Path | None = None,
@@ -116,6 +117,8 @@ class Job:
             checkpoint_timeout: a checkpoint that is not complete after so long fails, and the job restarts.
             parallelism: subtasks per stage, and worker threads.
             restarts: how often in a row to restart after a failure that may pass.
+            memory: bytes that the operators' state may hold, as in ``"2GB"``; beyond it the job ends at a checkpoint,
+                and goes on when it is run with more.
             exactly_once: refuse to run unless every path from source to sink is exactly-once.
             drop_state: names or ids of operators, sources and sinks whose state may be lost: those that are no longer
                 in the job, or that mean something else now. What fits is kept all the same.
@@ -132,7 +135,9 @@ class Job:
             StateMismatch: the store holds state of another form of this job, which would be lost.
             StoreLocked: the job is already running.
             JobFailed: it failed more often than ``restarts`` in a row.
+            MemoryExceeded: its state has outgrown ``memory``.
         """
+        from millstream.engine.memory import parse_bytes
         from millstream.engine.runtime.coordinator import CheckpointSettings
         from millstream.engine.runtime.run import RunSettings, run_job
 
@@ -151,9 +156,10 @@ class Job:
             raise JobError(f"checkpoint_timeout={checkpoint_timeout!r} must be positive, as in '10m'")
         if start_from is not None and store is None:
             raise JobError("start_from= begins a new store: say where it is to be, as in job.run('new.duckdb', ...)")
+        limit = None if memory is None else parse_bytes(memory)
         settings = RunSettings(
             store=Path(store) if store is not None else None,
-            checkpoints=CheckpointSettings(every=interval, timeout=timeout),
+            checkpoints=CheckpointSettings(every=interval, timeout=timeout, memory=limit),
             restarts=restarts,
             drop_state=tuple(drop_state),
             start_from=None if start_from is None else str(start_from),

@@ -13,7 +13,8 @@ The tree answers two questions: whose fault is it, and does trying again make se
     │       └── StoreCorrupt  the store contradicts itself or its witness (never retried)
     ├── StoreLocked           another process runs this job (user; never retried)
     ├── JobFailed             the job gave up after its retries; the cause is chained
-    │   └── JobHangs          something in it does not come back; a new process may go on
+    │   ├── JobHangs          something in it does not come back; a new process may go on
+    │   └── MemoryExceeded    its state has outgrown what it may hold; it goes on with more
     └── InternalError         a bug of Millstream's
 """
 
@@ -74,6 +75,10 @@ class JobFailed(MillstreamError):
 
 class JobHangs(JobFailed):
     """A function or a sink does not come back: only a new process can go on."""
+
+
+class MemoryExceeded(JobFailed):
+    """The job's state has outgrown its ``memory``; it ended at a checkpoint and goes on when it may hold more."""
 
 
 class InternalError(MillstreamError):

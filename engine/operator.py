@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 import pyarrow as pa
+from millstream.engine.memory import bytes_by_part
 from millstream.engine.state import StateDelta, StateTable
 
 if TYPE_CHECKING:
@@ -116,6 +117,13 @@ class Operator(ABC):
     def counters(self) -> Mapping[str, int]:
         """Numbers worth showing, such as ``{"late_rows": 3}``."""
         return {}
+
+    def memory(self) -> Mapping[str, int]:
+        """Bytes of memory held, by part; asked for at every barrier, so it must not go through rows.
+
+        The default counts the arrays, buffers and containers behind each attribute, which is right for most.
+        """
+        return bytes_by_part(self)
 
     def close(self) -> None:
         """Called once, after the last batch; after a crash it is not called."""

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+from millstream.engine.memory import bytes_by_part
 from millstream.engine.state import StateDelta, StateTable
 
 
@@ -82,6 +83,10 @@ class SinkWriter(ABC):
         """As ``Operator.restore``."""
         del batches, full_from
         raise AssertionError(f"{type(self).__name__} declares state table {table!r} but cannot restore it")
+
+    def memory(self) -> Mapping[str, int]:
+        """As ``Operator.memory``."""
+        return bytes_by_part(self)
 
     def close(self) -> None:
         """Called once, after the last batch; after a crash it is not called."""

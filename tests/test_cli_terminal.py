@@ -24,6 +24,7 @@ def status(generation=1, read=0, written=0, blocked=(), **changes):
         "watermarks": {"orders": 90 * MINUTE},
         "counters": {"window": {"late_rows": 0}},
         "dead_letters": {"orders": 0},
+        "memory": {"window": 3 << 20},
         "checkpoints": CheckpointStats(),
         "phase": Phase.IDLE,
         "waiting_for": (),

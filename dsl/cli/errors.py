@@ -10,15 +10,24 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import click
-from millstream.engine.errors import InternalError, JobHangs, MillstreamError
+from millstream.engine.errors import InternalError, JobHangs, MemoryExceeded, MillstreamError
 
 HANGS = 75
 """The exit code of a job that hangs, which a supervisor starts again: "temporary failure" in sysexits.h."""
 
 
+OUTGROWN = 79
+"""The exit code of a job whose state has outgrown its memory: started again with no more it would end likewise."""
+
+
 def exit_code(error: BaseException) -> int:
     """Return what a process that ends by an error exits with."""
-    return HANGS if isinstance(error, JobHangs) else 1
+    match error:
+        case JobHangs():
+            return HANGS
+        case MemoryExceeded():
+            return OUTGROWN
+    return 1
 
 
 def tell(error: MillstreamError) -> None:

@@ -24,6 +24,16 @@ def positive_time(ctx: click.Context, param: click.Parameter, value: str) -> str
     return value
 
 
+def positive_size(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
+    """Refuse what is not a size in bytes above zero."""
+    from millstream.engine.memory import parse_bytes
+
+    try:
+        return None if value is None else parse_bytes(value)
+    except JobError as error:
+        raise click.BadParameter(str(error), ctx, param) from None
+
+
 JOB = click.argument("job", metavar="FILE[:NAME]")
 PARALLELISM = click.option(
     "--parallelism",

@@ -118,6 +118,7 @@ class Progress:
             back_pressure={name: round(share, 2) for name, share in self._recent.back_pressure().items()},
             counters={name: dict(counts) for name, counts in status.counters.items()},
             dead_letters=dict(status.dead_letters),
+            memory=dict(status.memory),
         )
 
 

@@ -14,7 +14,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 import click
-from millstream.cli.options import FILE, JOB, PARALLELISM, positive_time
+from millstream.cli.options import FILE, JOB, PARALLELISM, positive_size, positive_time
 
 if TYPE_CHECKING:
     from millstream.engine.runtime.run import Control
@@ -59,6 +59,12 @@ GRACE = 2.0
     help="Restarts in a row after failures that may pass, before the job gives up.",
 )
 @click.option(
+    "--memory",
+    metavar="SIZE",
+    callback=positive_size,
+    help="What the operators' state may hold: 500MB, 2GB. Beyond it the job ends at a checkpoint.  [default: any]",
+)
+@click.option(
     "--exactly-once", is_flag=True, help="Refuse to run unless every path from source to sink is exactly-once."
 )
 @click.option(
@@ -87,6 +93,7 @@ def run(  # noqa: PLR0913, PLR0917 - one parameter per option
     checkpoint_timeout: str,
     parallelism: int,
     restarts: int,
+    memory: int | None,
     exactly_once: bool,
     moved_from: Path | None,
     drop_state: tuple[str, ...],
@@ -100,7 +107,8 @@ def run(  # noqa: PLR0913, PLR0917 - one parameter per option
     Ctrl-C and SIGTERM take a last checkpoint and stop; a second one stops at once, which loses nothing.
 
     Progress goes to standard error: a live view on a terminal, lines of JSON otherwise. Exit code: 0 when the job
-    has finished or was stopped, 1 when it failed, 2 for wrong options, 130 when it was stopped at once.
+    has finished or was stopped, 1 when it failed, 2 for wrong options, 75 when something in it hangs, 79 when its state
+    has outgrown --memory, 130 when it was stopped at once.
 
     \b
     millstream run revenue.py --store revenue.duckdb --every 1s
@@ -126,6 +134,7 @@ def run(  # noqa: PLR0913, PLR0917 - one parameter per option
                     checkpoint_timeout=checkpoint_timeout,
                     parallelism=parallelism,
                     restarts=restarts,
+                    memory=memory,
                     exactly_once=exactly_once,
                     drop_state=drop_state,
                     start_from=start_from,

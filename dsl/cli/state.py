@@ -30,13 +30,17 @@ def state() -> None:
 @STORE
 @FORMAT
 def ls(store: Path, form: str | None) -> None:
-    """List the relations of STORE that can be queried, one per kept state, with their rows and columns."""
+    """List the relations of STORE that can be queried, one per kept state, with their rows and columns.
+
+    Memory is what the whole operator held at the last checkpoint, in all its subtasks.
+    """
     from millstream.cli.tables import show_rows, wants_table
     from millstream.engine.store.reader import StoreReader
 
     with StoreReader.open(store) as reader:
-        rows = [_relation(reader, view) for view in reader.state_views()]
-    show_rows(["relation", "rows", "columns"], rows, form)
+        owners = reader.view_owners()
+        rows = [{**_relation(reader, view), **_owner(owners.get(view), form)} for view in reader.state_views()]
+    show_rows(["relation", "rows", "columns", "operator", "memory"], rows, form)
     if wants_table(form):
         if rows:
             click.echo(f'Look into one: millstream state query {store} "FROM {rows[0]["relation"]} LIMIT 10"', err=True)
@@ -96,6 +100,15 @@ def _relation(reader: StoreReader, view: str) -> dict[str, object]:
     counted = reader.query(f"SELECT count(*) AS n FROM {relation(view)}")  # noqa: S608 - the name is quoted
     columns = reader.query(f"SELECT * FROM {relation(view)} LIMIT 0").schema.names  # noqa: S608
     return {"relation": relation(view), "rows": counted.column("n")[0].as_py(), "columns": ", ".join(columns)}
+
+
+def _owner(owner: tuple[str, int] | None, form: str | None) -> dict[str, object]:
+    from millstream.cli.tables import wants_table
+    from millstream.cli.text import show_bytes
+
+    if owner is None:  # the job has been started anew and has no checkpoint yet
+        return {"operator": None, "memory": None}
+    return {"operator": owner[0], "memory": show_bytes(owner[1]) if wants_table(form) else owner[1]}
 
 
 def _distinct(names: list[str]) -> list[str]:

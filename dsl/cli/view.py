@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from millstream.cli.recent import Recent
-from millstream.cli.text import counted, noteworthy, show_time
+from millstream.cli.text import counted, noteworthy, show_bytes, show_time
 from millstream.engine.runtime.coordinator import CheckpointStats
 from millstream.engine.runtime.monitor import JobStatus
 from rich.console import Group, RenderableType
@@ -53,6 +53,7 @@ def render(look: Look, width: int) -> RenderableType:
     lines = [
         *_counters(status.counters, status.dead_letters),
         _line("checkpoint: ", _checkpoint(status.checkpoints, look.checkpoint_age, status.waiting_for)),
+        _line("memory: ", _memory(status.memory)),
         _line("back-pressure: ", _waiting(recent.back_pressure())),
     ]
     if look.stopping:
@@ -85,6 +86,12 @@ def _checkpoint(stats: CheckpointStats, age: float | None, waiting_for: tuple[st
     if waiting_for:
         text += f"; the next waits for {', '.join(name.partition(':')[2] for name in waiting_for)}"
     return text
+
+
+def _memory(held: Mapping[str, int]) -> str:
+    largest = sorted(held.items(), key=lambda item: -item[1])
+    parts = ", ".join(f"{name} {show_bytes(size)}" for name, size in largest[:3])
+    return f"{show_bytes(sum(held.values()))} ({parts})" if parts else show_bytes(0)
 
 
 def _waiting(shares: Mapping[str, float]) -> str:

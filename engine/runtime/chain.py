@@ -24,6 +24,7 @@ class Snapshot:
     deltas: list[NamedDelta] = field(default_factory=list)
     committables: list[tuple[str, Committable]] = field(default_factory=list)
     watermarks: dict[str, int] = field(default_factory=dict)
+    memory: dict[str, Mapping[str, int]] = field(default_factory=dict)
 
 
 class Target(Protocol):
@@ -146,6 +147,7 @@ class OperatorTarget:
         into.watermarks[self.id] = self.time
         deltas = self.operator.snapshot(barrier.epoch)
         into.deltas += [NamedDelta(self.id, table, delta, self._subtask) for table, delta in deltas.items()]
+        into.memory[self.id] = self.operator.memory()
         self.ports.barrier(barrier, into)
 
     def _guard(self, call: Callable[[], None]) -> None:
@@ -189,6 +191,7 @@ class SinkTarget:
         prepared = self.writer.prepare(barrier.epoch, barrier.kind is BarrierKind.FINAL)
         into.committables += [(self.id, committable) for committable in prepared]
         hit("sink.prepared")
+        into.memory[self.id] = self.writer.memory()
         deltas = self.writer.snapshot(barrier.epoch)
         into.deltas += [NamedDelta(self.id, table, delta, self._subtask) for table, delta in deltas.items()]
 

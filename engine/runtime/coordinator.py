@@ -10,13 +10,14 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from millstream.engine.element import Barrier, BarrierKind, Epoch, Generation
-from millstream.engine.errors import ExternalError, InternalError, StoreError
+from millstream.engine.errors import ExternalError, InternalError, MemoryExceeded, StoreError
 from millstream.engine.failpoints import hit
 from millstream.engine.logs import log
+from millstream.engine.runtime.memory_limit import explain_memory, merge_memory, total_memory
 from millstream.engine.runtime.merging import merge_deltas, merge_positions
 from millstream.engine.runtime.subtask import Acknowledgement, SourceSubtask
 from millstream.engine.sink import Committable, Committer
-from millstream.engine.store.types import CheckpointData, Manifest
+from millstream.engine.store.types import CheckpointData, Manifest, Memory
 from millstream.engine.time import START_OF_TIME, Clock
 
 
@@ -62,11 +63,13 @@ class CheckpointSettings:
         every: seconds between the start of two checkpoints.
         timeout: seconds until a checkpoint that is still collecting fails the generation.
         tolerated_failures: how many checkpoints in a row the store may fail to write before the job fails.
+        memory: bytes that the job's state may hold; None: any number.
     """
 
     every: float = 10.0
     timeout: float = 600.0
     tolerated_failures: int = 3
+    memory: int | None = None
 
 
 @dataclass
@@ -101,6 +104,7 @@ class Coordinator:
         subtasks: Sequence[str],
         uneven: frozenset[str],
         committers: Mapping[str, Committer],
+        names: Mapping[str, str],
         generation: Generation,
         last_epoch: Epoch,
         settings: CheckpointSettings,
@@ -127,7 +131,9 @@ class Coordinator:
         self._failures = 0
         self._not_before = 0.0
         self._stop_requested = False
+        self._names = names
         self.phase = Phase.IDLE
+        self.memory: Memory = {}
         self.stats = CheckpointStats(last_epoch=last_epoch)
         self.outcome: BarrierKind | None = None
 
@@ -208,6 +214,7 @@ class Coordinator:
             self._gathered.append(part)
             moved = True
         if not self.waiting_for:
+            self.memory = merge_memory(part.snapshot.memory for part in self._gathered)
             data = self._data()
             self.phase = Phase.WRITING
             self._hand_over(lambda: self._store.commit(data))
@@ -232,6 +239,7 @@ class Coordinator:
             committables=[committable for part in parts for committable in part.snapshot.committables],
             dead_letters=[letter for part in parts for letter in part.dead_letters],
             watermarks=self._watermarks(),
+            memory=self.memory,
         )
 
     def _watermarks(self) -> dict[str, int]:
@@ -263,9 +271,13 @@ class Coordinator:
         self.stats = replace(self.stats, committed=self.stats.committed + 1, last_epoch=self._epoch, last_rows=rows)
         epoch = self._epoch
         self.phase = Phase.PUBLISHING
-        ends = self._barrier is not None and self._barrier.kind is not BarrierKind.CHECKPOINT
+        ends = self._outgrown or (self._barrier is not None and self._barrier.kind is not BarrierKind.CHECKPOINT)
         self._hand_over(lambda: self._publish(epoch, committables, ends))
         return True
+
+    @property
+    def _outgrown(self) -> bool:
+        return self._settings.memory is not None and total_memory(self.memory) > self._settings.memory
 
     def _hand_over(self, work: Callable[[], Manifest | None]) -> None:
         self._writing = self._executor.submit(work)
@@ -308,6 +320,8 @@ class Coordinator:
         self._writing.result()
         self.stats = replace(self.stats, last_seconds=self._clock.monotonic() - self._started)
         if self._barrier.kind is BarrierKind.CHECKPOINT:
+            if self._outgrown:
+                raise MemoryExceeded(explain_memory(self.memory, self._names, self._settings.memory or 0, self._epoch))
             self.phase = Phase.IDLE
         else:
             self.phase = Phase.ENDED

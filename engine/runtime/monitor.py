@@ -21,6 +21,7 @@ class JobStatus:
         watermarks: by source, the lowest over its subtasks (microseconds); None: nothing known.
         counters: by operator, what it counts (late rows and the like), summed over its subtasks.
         dead_letters: by source, rows of this generation that could not be read and were kept aside.
+        memory: bytes by operator or sink at the last barrier; those that hold next to nothing are left out.
         blocked: subtasks that wait for room at the moment.
         waiting_for: subtasks a running checkpoint waits for.
     """
@@ -31,6 +32,7 @@ class JobStatus:
     watermarks: Mapping[str, int | None]
     counters: Mapping[str, Mapping[str, int]]
     dead_letters: Mapping[str, int]
+    memory: Mapping[str, int]
     blocked: tuple[str, ...]
     checkpoints: CheckpointStats
     phase: Phase
@@ -67,6 +69,7 @@ def look(running: Running, coordinator: Coordinator, generation: int) -> JobStat
         watermarks=times,
         counters=counters,
         dead_letters=dead,
+        memory={nodes[id_].name: sum(parts.values()) for id_, parts in coordinator.memory.items() if parts},  # type: ignore[index]
         blocked=tuple(s.name for s in running.subtasks if s.last_progress is Progress.BLOCKED),
         checkpoints=coordinator.stats,
         phase=coordinator.phase,

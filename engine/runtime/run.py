@@ -312,6 +312,7 @@ class _Run:
             subtasks=[s.name for s in running.subtasks],
             uneven=running.uneven,
             committers=running.committers,
+            names={id_: node.label for id_, node in self._plan.graph.nodes.items()},
             generation=generation,
             last_epoch=epoch,
             settings=self._settings.checkpoints,

@@ -161,6 +161,7 @@ def _entry(row: Mapping[str, object], operators: Mapping[int, Mapping[str, Opera
         tables=body.tables,
         watermarks=body.watermarks,
         operators=operators.get(generation, {}),
+        memory=body.memory,
     )
     return Entry(manifest, body)
 

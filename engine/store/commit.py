@@ -74,6 +74,7 @@ def prepare(
         splits=len(catalog.splits) + len(new_splits),
         committables=tuple(data.committables),
         written=tuple(w for g in gathered for w in g.written),
+        memory=data.memory,
     )
     manifest = Manifest(
         epoch=data.epoch,
@@ -83,6 +84,7 @@ def prepare(
         tables=body.tables,
         watermarks=body.watermarks,
         operators=operators,
+        memory=data.memory,
     )
     many = () if few else data.positions
     origins = catalog.origins.get(data.generation, {})

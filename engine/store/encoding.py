@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import msgpack
@@ -12,7 +12,7 @@ from millstream.engine.element import Epoch
 from millstream.engine.errors import InternalError, StoreCorrupt
 from millstream.engine.sink import Committable
 from millstream.engine.source import Split
-from millstream.engine.store.types import SplitPosition, TableManifest
+from millstream.engine.store.types import Memory, SplitPosition, TableManifest
 
 TableKey = tuple[str, str]
 """(operator id, state table name)."""
@@ -48,6 +48,7 @@ class Body:
     splits: int
     committables: Sequence[tuple[str, Committable]]
     written: Sequence[Written]
+    memory: Memory = field(default_factory=dict)
 
 
 def pack(value: Any, what: str) -> bytes:
@@ -103,6 +104,7 @@ def pack_body(body: Body) -> bytes:
         "tables": [[*key, t.full_from, t.rows, t.digest] for key, t in body.tables.items()],
         "watermarks": dict(body.watermarks),
         "splits": body.splits,
+        "memory": {id_: dict(parts) for id_, parts in body.memory.items()},
         "written": [[*w.table, w.bucket, w.rows, w.digest] for w in body.written],
     }
     whole = pack(sections, "the manifest")
@@ -124,6 +126,7 @@ def unpack_body(data: bytes, epoch: Epoch) -> Body:
             splits=sections["splits"],
             committables=tuple((sink, Committable(unpack(c, what))) for sink, c in committables),
             written=tuple(Written(epoch, (o, t), b, r, d) for o, t, b, r, d in sections["written"]),
+            memory=sections["memory"],
         )
     except (ValueError, TypeError, KeyError) as error:
         raise StoreCorrupt(f"{what} cannot be read ({error!r}): restore the store from a backup") from error

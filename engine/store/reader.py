@@ -25,6 +25,7 @@ from millstream.engine.store.encoding import TableKey
 from millstream.engine.store.instance import Instance, explain
 from millstream.engine.store.lock import StoreLock
 from millstream.engine.store.query import answer
+from millstream.engine.store.schema import view_names
 from millstream.engine.store.server import ask
 from millstream.engine.store.sizes import StateSize, state_size
 from millstream.engine.store.types import Manifest, SplitPosition, StoreFacts
@@ -145,6 +146,15 @@ class StoreReader:
         """The names of the views of operators' state."""
         rows = self._query("SELECT view_name FROM duckdb_views() WHERE schema_name = 'state' ORDER BY view_name")
         return [str(name) for name in rows.column("view_name").to_pylist()]
+
+    def view_owners(self) -> dict[str, tuple[str, int]]:
+        """By view: the operator whose state it shows, and the bytes of memory that held at the last checkpoint."""
+        last = load_catalog(self._query).last
+        if last is None:
+            return {}
+        held = {id_: sum(parts.values()) for id_, parts in last.memory.items()}
+        names = view_names(list(last.operators.values()))
+        return {view: (last.operators[id_].name, held.get(id_, 0)) for (id_, _), view in names.items()}
 
     def close(self) -> None:
         """Let go of the store."""

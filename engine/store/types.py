@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 from millstream.engine.element import BarrierKind, Epoch, Generation
 from millstream.engine.sink import Committable
 from millstream.engine.source import DeadLetter, Position, Split
 from millstream.engine.state import StateDelta, StateTable
+
+Memory: TypeAlias = Mapping[str, Mapping[str, int]]
+"""Bytes, by operator or sink id and by part of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +87,7 @@ class CheckpointData:
         positions: splits that moved since the last checkpoint.
         committables: (sink id, handle), in the order they were prepared.
         watermarks: the watermark of each operator when its barrier passed.
+        memory: bytes that each operator and sink held then, by part.
     """
 
     epoch: Epoch
@@ -93,6 +98,7 @@ class CheckpointData:
     committables: Sequence[tuple[str, Committable]] = ()
     dead_letters: Sequence[DeadLetter] = ()
     watermarks: Mapping[str, int] = field(default_factory=dict)
+    memory: Memory = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +123,7 @@ class Manifest:
     Attributes:
         tables: by (operator id, table name): every table with state at this epoch.
         operators: the operators (id to name) of the job that wrote it.
+        memory: bytes that each operator and sink held, by part.
     """
 
     epoch: Epoch
@@ -126,6 +133,7 @@ class Manifest:
     tables: Mapping[tuple[str, str], TableManifest]
     watermarks: Mapping[str, int]
     operators: Mapping[str, OperatorState]
+    memory: Memory = field(default_factory=dict)
 
     @property
     def finished(self) -> bool:
