@@ -17,6 +17,7 @@ from millstream.engine.time import Duration, micros
 from millstream.stream import Stream
 
 if TYPE_CHECKING:
+    from millstream.engine.runtime.coordinator import CheckpointSettings
     from millstream.engine.runtime.monitor import JobStatus
     from millstream.engine.runtime.run import Control, JobResult
 
@@ -137,8 +138,6 @@ class Job:
             JobFailed: it failed more often than ``restarts`` in a row.
             MemoryExceeded: its state has outgrown ``memory``.
         """
-        from millstream.engine.memory import parse_bytes
-        from millstream.engine.runtime.coordinator import CheckpointSettings
         from millstream.engine.runtime.run import RunSettings, run_job
 
         if (file := IMPORTING.get()) is not None:
@@ -149,17 +148,11 @@ class Job:
         plan = self.plan(parallelism)
         if exactly_once:
             _demand_exactly_once(plan)
-        interval, timeout = micros(every) / 1_000_000, micros(checkpoint_timeout) / 1_000_000
-        if interval <= 0:
-            raise JobError(f"every={every!r}: the time between checkpoints must be positive, as in every='1s'")
-        if timeout <= 0:
-            raise JobError(f"checkpoint_timeout={checkpoint_timeout!r} must be positive, as in '10m'")
         if start_from is not None and store is None:
             raise JobError("start_from= begins a new store: say where it is to be, as in job.run('new.duckdb', ...)")
-        limit = None if memory is None else parse_bytes(memory)
         settings = RunSettings(
             store=Path(store) if store is not None else None,
-            checkpoints=CheckpointSettings(every=interval, timeout=timeout, memory=limit),
+            checkpoints=_checkpoint_settings(every, checkpoint_timeout, memory),
             restarts=restarts,
             drop_state=tuple(drop_state),
             start_from=None if start_from is None else str(start_from),
@@ -167,6 +160,18 @@ class Job:
             moved_from=Path(moved_from).resolve() if moved_from is not None else None,
         )
         return run_job(plan, settings, control=control)
+
+
+def _checkpoint_settings(every: Duration, checkpoint_timeout: Duration, memory: str | int | None) -> CheckpointSettings:
+    from millstream.engine.memory import parse_bytes
+    from millstream.engine.runtime.coordinator import CheckpointSettings
+
+    interval, timeout = micros(every) / 1_000_000, micros(checkpoint_timeout) / 1_000_000
+    if interval <= 0:
+        raise JobError(f"every={every!r}: the time between checkpoints must be positive, as in every='1s'")
+    if timeout <= 0:
+        raise JobError(f"checkpoint_timeout={checkpoint_timeout!r} must be positive, as in '10m'")
+    return CheckpointSettings(interval, timeout, memory=None if memory is None else parse_bytes(memory))
 
 
 def _demand_exactly_once(plan: Plan) -> None:

@@ -24,7 +24,7 @@ def status(generation=1, read=0, written=0, blocked=(), **changes):
         "watermarks": {"orders": 90 * MINUTE},
         "counters": {"window": {"late_rows": 0}},
         "dead_letters": {"orders": 0},
-        "memory": {"window": 3 << 20},
+        "memory": {},
         "checkpoints": CheckpointStats(),
         "phase": Phase.IDLE,
         "waiting_for": (),
@@ -62,6 +62,9 @@ def test_the_view_shows_rates_watermark_checkpoint_and_back_pressure():
     assert lines[4] == "checkpoint: 7, 4 s ago (21 ms, 1,200 rows of state)"
     assert lines[5] == "back-pressure: orders[0] waits for room 33% of the time"
     assert len(lines) == 6
+    assert "memory: 3.0 MiB (window 2.0 MiB, files 1.0 MiB)" in drawn(
+        status(memory={"files": 1 << 20, "window": 2 << 20})
+    )
 
 
 def test_the_view_shows_what_is_worth_a_look_only_if_there_is_any():

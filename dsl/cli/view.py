@@ -53,7 +53,7 @@ def render(look: Look, width: int) -> RenderableType:
     lines = [
         *_counters(status.counters, status.dead_letters),
         _line("checkpoint: ", _checkpoint(status.checkpoints, look.checkpoint_age, status.waiting_for)),
-        _line("memory: ", _memory(status.memory)),
+        *([_line("memory: ", _memory(status.memory))] if status.memory else []),
         _line("back-pressure: ", _waiting(recent.back_pressure())),
     ]
     if look.stopping:
@@ -91,7 +91,7 @@ def _checkpoint(stats: CheckpointStats, age: float | None, waiting_for: tuple[st
 def _memory(held: Mapping[str, int]) -> str:
     largest = sorted(held.items(), key=lambda item: -item[1])
     parts = ", ".join(f"{name} {show_bytes(size)}" for name, size in largest[:3])
-    return f"{show_bytes(sum(held.values()))} ({parts})" if parts else show_bytes(0)
+    return f"{show_bytes(sum(held.values()))} ({parts})"
 
 
 def _waiting(shares: Mapping[str, float]) -> str:

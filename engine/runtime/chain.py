@@ -95,6 +95,7 @@ class OperatorTarget:
         self.rows = 0
         self.clock: Clock | None = None
         self._now = START_OF_TIME
+        self.busy = False
 
     def batch(self, batch: pa.RecordBatch) -> None:
         """Process a batch of the only input."""
@@ -152,6 +153,7 @@ class OperatorTarget:
 
     def _guard(self, call: Callable[[], None]) -> None:
         """Name the operator in whatever goes wrong inside it, once."""
+        self.busy = True
         try:
             call()
         except MillstreamError as error:
@@ -160,6 +162,7 @@ class OperatorTarget:
             raise
         except (ArithmeticError, LookupError, TypeError, ValueError, RuntimeError, OSError, pa.ArrowException) as error:
             raise UserCodeError(f"{self.label}, subtask {self._subtask}: {type(error).__name__}: {error}") from error
+        self.busy = False
 
 
 class SinkTarget:
@@ -171,12 +174,15 @@ class SinkTarget:
         self.writer = writer
         self._subtask = subtask
         self.rows = 0
+        self.busy = False
         self.time = START_OF_TIME
 
     def batch(self, batch: pa.RecordBatch) -> None:
         """Write a batch."""
         self.rows += batch.num_rows
+        self.busy = True
         self.writer.write(batch)
+        self.busy = False
 
     def watermark(self, time: int) -> None:
         """Note it, to show it."""
@@ -188,7 +194,9 @@ class SinkTarget:
     def barrier(self, barrier: Barrier, into: Snapshot) -> None:
         """Prepare the epoch, then take the snapshot of what is held back."""
         hit("sink.prepare")
+        self.busy = True
         prepared = self.writer.prepare(barrier.epoch, barrier.kind is BarrierKind.FINAL)
+        self.busy = False
         into.committables += [(self.id, committable) for committable in prepared]
         hit("sink.prepared")
         into.memory[self.id] = self.writer.memory()

@@ -130,6 +130,7 @@ class Coordinator:
         self._writing: Future[Manifest | None] | None = None
         self._failures = 0
         self._not_before = 0.0
+        self._committing = ""
         self._stop_requested = False
         self._names = names
         self.phase = Phase.IDLE
@@ -149,6 +150,21 @@ class Coordinator:
         """Take the next checkpoint as soon as possible; called from any thread."""
         self._due = self._clock.monotonic()
         self._wake()
+
+    @property
+    def epoch(self) -> Epoch:
+        """The newest epoch that has begun."""
+        return self._epoch
+
+    @property
+    def begun(self) -> float:
+        """When it began, by the clock's monotonic time."""
+        return self._started
+
+    @property
+    def committing(self) -> str:
+        """The id of the sink that is being asked to make an epoch visible; empty if none is."""
+        return self._committing
 
     @property
     def waiting_for(self) -> frozenset[str]:
@@ -300,7 +316,10 @@ class Coordinator:
         by_sink: dict[str, list[Committable]] = {}
         for sink_id, committable in committables:
             by_sink.setdefault(sink_id, []).append(committable)
-        publish(self._committers, epoch, by_sink)
+        for sink_id, prepared in by_sink.items():
+            self._committing = sink_id
+            publish(self._committers, epoch, {sink_id: prepared})
+        self._committing = ""
         try:
             self._store.prune()
             if ends:

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any, Final
 
 import pyarrow as pa
 from millstream.engine.element import Epoch
 from millstream.engine.errors import JobError
+from millstream.engine.runtime.build import Running
 from millstream.engine.runtime.coordinator import Coordinator
+from millstream.engine.runtime.stuck import holds
+from millstream.engine.store.holds import HOLDS
 from millstream.engine.store.savepoints import savepoint_path, write_passing, write_savepoint
 from millstream.engine.store.store import CheckpointStore
+from millstream.engine.time import Clock
 
 _LOOK_EVERY: Final = 0.005
 
@@ -19,14 +24,16 @@ _LOOK_EVERY: Final = 0.005
 class Inquiries:
     """Answers for one store while its job runs, from any thread, over restarts of the job."""
 
-    def __init__(self, store: CheckpointStore) -> None:
+    def __init__(self, store: CheckpointStore, clock: Clock) -> None:
         self._store = store
+        self._clock = clock
+        self._running: Running | None = None
         self._coordinator: Coordinator | None = None
         self._closing = threading.Event()
 
-    def attend(self, coordinator: Coordinator | None) -> None:
+    def attend(self, running: Running | None, coordinator: Coordinator | None) -> None:
         """From now on this generation runs, or none."""
-        self._coordinator = coordinator
+        self._running, self._coordinator = running, coordinator
 
     def close(self) -> None:
         """End what is waiting."""
@@ -45,6 +52,8 @@ class Inquiries:
                 return self._savepoint(arguments["name"])
             case "passing":
                 return self._passing(arguments.get("epoch"))
+            case "stuck":
+                return self._stuck()
         raise JobError(f"the job does not know {what!r}: it runs another version of Millstream")
 
     def _savepoint(self, name: str) -> pa.Table:
@@ -65,6 +74,13 @@ class Inquiries:
             )
         finally:
             cursor.close()
+
+    def _stuck(self) -> pa.Table:
+        running, coordinator = self._running, self._coordinator
+        if running is None or coordinator is None:
+            raise JobError("the job is starting or ending: ask again")
+        found = [asdict(hold) for hold in holds(running, coordinator, self._clock.monotonic())]
+        return pa.Table.from_pylist(found, schema=HOLDS)
 
     def _wait_for_checkpoint(self) -> None:
         """Have the job take a checkpoint now, and wait until it is committed."""

@@ -197,7 +197,7 @@ class _Run:
             held.callback(store.close)
             if start is not None:
                 check_begun_from(start, path, store.origin)
-            self._inquiries = Inquiries(store)
+            self._inquiries = Inquiries(store, self._clock)
             held.callback(QueryServer(path, self._inquiries.answer, store.interrupt_queries).close)
             held.callback(self._inquiries.close)
             for node in self._plan.graph.sinks():
@@ -321,7 +321,7 @@ class _Run:
         acknowledged.connect(coordinator)
         hit("recovery.done")
         watcher = _Watcher(running, coordinator, generation, self._settings, self._control, self._clock)
-        self._inquiries.attend(coordinator)
+        self._inquiries.attend(running, coordinator)
         try:
             outcome = scheduler.run(
                 running, coordinator, on_tick=watcher.tick, stop_now=lambda: self._control.stop_now_requested
@@ -330,7 +330,7 @@ class _Run:
             running.let_go()
             raise
         finally:
-            self._inquiries.attend(None)
+            self._inquiries.attend(None, None)
             self._status = watcher.look()
             scheduler.close()
         running.close()

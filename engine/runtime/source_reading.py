@@ -21,6 +21,7 @@ class OpenSplit:
     reader: SplitReader
     at: SplitPosition
     moved: bool
+    moved_at: float
     quiet_since: float | None = None
     idle: bool = False
 
@@ -101,6 +102,11 @@ class SourceReading:
             return START_OF_TIME
         return (min(known) if known else max(idle)) - self._read.max_delay
 
+    @property
+    def open_splits(self) -> tuple[OpenSplit, ...]:
+        """The splits being read; may be asked for from any thread, only to look."""
+        return tuple(self._open)
+
     def take_positions(self) -> list[SplitPosition]:
         """Return the splits that moved since the last call, as they stand."""
         moved = self._finished
@@ -134,7 +140,7 @@ class SourceReading:
         for taken in self._queue.take(self._subtask, len(self._open)):
             reader = self._queue.source.open(taken.split, taken.position, self._context)
             at = replace(taken, source_id=self._id)
-            self._open.append(OpenSplit(reader, at, moved=False))
+            self._open.append(OpenSplit(reader, at, moved=False, moved_at=self._clock.monotonic()))
 
     def _in_turn(self) -> list[OpenSplit]:
         if self._queue.source.order is SplitOrder.EVENT_TIME:
@@ -161,7 +167,7 @@ class SourceReading:
         return self._clock.monotonic() - since >= self._read.idle_timeout / 1_000_000
 
     def _note_rows(self, split: OpenSplit, got: pa.RecordBatch | Chunk) -> Rows:
-        split.moved, split.idle, split.quiet_since = True, False, None
+        split.moved, split.idle, split.quiet_since, split.moved_at = True, False, None, self._clock.monotonic()
         chunk = got if isinstance(got, Chunk) else Chunk(got, got.num_rows, None)
         time = chunk.max_time
         if time is None and self._read.event_time is not None and chunk.batch.num_rows:

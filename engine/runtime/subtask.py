@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -84,16 +85,24 @@ class Subtask(ABC):
         self._acknowledge = acknowledge
         self._stopped = False
         self.last_progress = Progress.IDLE
+        self.stepping_since: float | None = None
 
     def step(self) -> Progress:
         """Do one small piece of work, never waiting, and whatever the clock says is due.
 
         After the generation's last barrier nothing is due any more: what came of it would be in no checkpoint.
         """
+        self.stepping_since = time.monotonic()
         woken = not self._stopped and not self.parts.blocked and self.parts.wake_due()
         progress = self._step()
+        self.stepping_since = None
         self.last_progress = Progress.MADE if woken else progress
         return self.last_progress
+
+    @property
+    @abstractmethod
+    def watermark(self) -> int:
+        """The last watermark passed on."""
 
     @abstractmethod
     def _step(self) -> Progress: ...
@@ -197,6 +206,30 @@ class ChannelSubtask(Subtask):
         self._merge = WatermarkMerge(len(self._inputs))
         self._waiting_for = set(range(len(self._inputs)))
         self._turn = 0
+
+    @property
+    def watermark(self) -> int:
+        """As ``Subtask.watermark``."""
+        return self._merge.current
+
+    @property
+    def held_by(self) -> int | None:
+        """The input whose watermark is the lowest of those that count; None if all are idle."""
+        return self._merge.lowest
+
+    def watermark_of(self, index: int) -> int:
+        """The last watermark that came by an input."""
+        return self._merge.times[index]
+
+    @property
+    def inputs(self) -> list[Channel]:
+        """The channels it reads from."""
+        return [channel for _, channel in self._inputs]
+
+    @property
+    def missing_barriers(self) -> frozenset[int]:
+        """The inputs that have not brought the next barrier."""
+        return frozenset(self._waiting_for)
 
     @property
     def alignment(self) -> Alignment:

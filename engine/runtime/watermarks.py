@@ -23,6 +23,17 @@ class WatermarkMerge:
         self.current = start
 
     @property
+    def times(self) -> tuple[int, ...]:
+        """The watermark of each input."""
+        return tuple(self._times)
+
+    @property
+    def lowest(self) -> int | None:
+        """The input that holds the watermark; None if all are idle."""
+        active = [index for index, idle in enumerate(self._idle) if not idle]
+        return min(active, key=self._times.__getitem__, default=None)
+
+    @property
     def all_idle(self) -> bool:
         """Whether no input holds the watermark."""
         return all(self._idle)

@@ -178,17 +178,22 @@ def positions_at(query: Query, catalog: Catalog, epoch: Epoch) -> list[SplitPosi
         StoreCorrupt: some are missing.
     """
     entry = catalog.entry(epoch)
-    rows = query(f"SELECT {_SPLIT} FROM positions WHERE epoch <= {int(epoch)}").to_pylist()  # noqa: S608
-    found = [(row.pop("epoch"), read_position(**row)) for row in rows]
-    found += [(e, p) for e, other in catalog.entries.items() if e <= epoch for p in other.body.positions]
-    generation = entry.manifest.generation
-    positions = latest_positions([(e, p) for e, p in found if e > catalog.begins_after(generation, p.source_id)])
+    positions = latest_positions(moves_until(query, catalog, epoch))
     if len(positions) != entry.body.splits:
         raise StoreCorrupt(
             f"epoch {epoch} has positions of {entry.body.splits} splits, but {len(positions)} were found: restore "
             f"the store from a backup"
         )
     return positions
+
+
+def moves_until(query: Query, catalog: Catalog, epoch: Epoch) -> list[tuple[int, SplitPosition]]:
+    """Return (epoch, position) as far as they are kept; the newest of each split is among them."""
+    rows = query(f"SELECT {_SPLIT} FROM positions WHERE epoch <= {int(epoch)}").to_pylist()  # noqa: S608
+    found = [(row.pop("epoch"), read_position(**row)) for row in rows]
+    found += [(e, p) for e, other in catalog.entries.items() if e <= epoch for p in other.body.positions]
+    generation = catalog.entry(epoch).manifest.generation
+    return [(e, p) for e, p in found if e > catalog.begins_after(generation, p.source_id)]
 
 
 def positions_after_drops(query: Query, catalog: Catalog, epoch: Epoch) -> list[SplitPosition]:

@@ -22,6 +22,7 @@ from millstream.engine.store.catalog import (
     positions_at,
 )
 from millstream.engine.store.encoding import TableKey
+from millstream.engine.store.holds import holds_at_last
 from millstream.engine.store.instance import Instance, explain
 from millstream.engine.store.lock import StoreLock
 from millstream.engine.store.query import answer
@@ -50,8 +51,9 @@ class StoreReader:
     ([{'format': 2}], False)
     """
 
-    def __init__(self, query: _Query, running: bool, close: Callable[[], None]) -> None:
+    def __init__(self, query: _Query, path: Path, running: bool, close: Callable[[], None]) -> None:
         self.running = running
+        self._path = path
         self._query = query
         self._close = close
 
@@ -67,7 +69,7 @@ class StoreReader:
         until = time.monotonic() + COMES_AND_GOES
         while True:
             if ask(path, "query", sql="SELECT 1") is not None:
-                return cls(lambda sql, epoch=None: _answered(path, sql, epoch), running=True, close=lambda: None)
+                return cls(lambda sql, epoch=None: _answered(path, sql, epoch), path, running=True, close=lambda: None)
             check_file(path)
             try:
                 lock = StoreLock.shared(path)
@@ -98,7 +100,7 @@ class StoreReader:
             if not _read(instance, "SELECT 1 FROM duckdb_tables() WHERE table_name = 'job'").num_rows:
                 raise StoreError(f"{path} is a DuckDB database, but not the store of a job: give the job's own")
             close = undo.pop_all().close
-        return cls(lambda sql, epoch=None: _read(instance, sql, epoch), running=False, close=close)
+        return cls(lambda sql, epoch=None: _read(instance, sql, epoch), path, running=False, close=close)
 
     def query(self, sql: str, epoch: int | None = None) -> pa.Table:
         """Answer one SELECT. Views of every operator's state are in the schema ``state``, as of ``epoch`` if given.
@@ -146,6 +148,15 @@ class StoreReader:
         """The names of the views of operators' state."""
         rows = self._query("SELECT view_name FROM duckdb_views() WHERE schema_name = 'state' ORDER BY view_name")
         return [str(name) for name in rows.column("view_name").to_pylist()]
+
+    def holds(self) -> pa.Table:
+        """What holds the job back: one row each, with the columns ``HOLDS``."""
+        if not self.running:
+            return holds_at_last(self._query, load_catalog(self._query))
+        found = ask(self._path, "stuck")
+        if found is None:
+            raise StoreError(f"the job at {self._path} has stopped: ask again")
+        return found
 
     def view_owners(self) -> dict[str, tuple[str, int]]:
         """By view: the operator whose state it shows, and the bytes of memory that held at the last checkpoint."""

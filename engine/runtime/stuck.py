@@ -1,0 +1,195 @@
+"""What holds a running job back: behind which split or operator the watermark or a barrier waits, and since when."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from millstream.engine.graph import OperatorId, Read
+from millstream.engine.runtime.build import Running
+from millstream.engine.runtime.chain import OperatorTarget, SinkTarget
+from millstream.engine.runtime.coordinator import Coordinator, Phase
+from millstream.engine.runtime.source_reading import OpenSplit
+from millstream.engine.runtime.subtask import ChannelSubtask, Progress, SourceSubtask, Subtask
+from millstream.engine.time import END_OF_TIME, START_OF_TIME
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """One thing that something waits for.
+
+    Attributes:
+        waits: ``watermark`` or ``barrier``.
+        holder: the split or operator, by name.
+        seconds: for how long; None: nobody knows.
+        watermark: the watermark it holds, microseconds; None: there is none yet, or it is a barrier.
+        reason: what is known of why.
+    """
+
+    waits: str
+    holder: str
+    seconds: float | None
+    watermark: int | None
+    reason: str
+
+
+def holds(running: Running, coordinator: Coordinator, now: float) -> list[Hold]:
+    """Say what holds a job back at this moment; it goes on meanwhile, so that what moves is a little torn.
+
+    Args:
+        now: the monotonic time of the job's clock.
+    """
+    look = _Look(running, coordinator, now)
+    found = [*look.barrier(), *(look.watermarks() if running.plan.event_time else ())]
+    return list(dict.fromkeys(found))
+
+
+class _Look:
+    def __init__(self, running: Running, coordinator: Coordinator, now: float) -> None:
+        self._running = running
+        self._coordinator = coordinator
+        self._now = now
+        self._by_name = {subtask.name: subtask for subtask in running.subtasks}
+        self._producer = {id(channel): producer for producer, _, channel in running.channels}
+        self._consumer = {id(channel): consumer for _, consumer, channel in running.channels}
+
+    # --- the barrier ------------------------------------------------------------------------------------------
+
+    def barrier(self) -> Iterator[Hold]:
+        coordinator = self._coordinator
+        epoch, since = coordinator.epoch, self._now - coordinator.begun
+        match coordinator.phase:
+            case Phase.WRITING:
+                yield Hold("barrier", "the store", since, None, f"it is writing epoch {epoch}")
+            case Phase.PUBLISHING:
+                sink = coordinator.committing
+                holder = self._label(sink) if sink else "the store"
+                what = "making it visible" if sink else "removing old epochs"
+                yield Hold("barrier", holder, since, None, f"epoch {epoch} is committed; it is {what}")
+            case Phase.COLLECTING:
+                missing = coordinator.waiting_for
+                for name in sorted(missing):
+                    if not self._upstream(self._by_name[name]) & missing:
+                        yield self._behind(self._by_name[name], since)
+
+    def _behind(self, subtask: Subtask, since: float) -> Hold:
+        """Why a subtask has not passed the barrier on, though all before it have."""
+        epoch = self._coordinator.epoch
+        consumer = self._slowest(subtask)
+        if consumer is not subtask:
+            reason = f"it has no room for more, so {_bare(subtask)} cannot pass on the barrier of epoch {epoch}"
+            return Hold("barrier", self._busy_part(consumer), self._stepping(consumer) or since, None, reason)
+        busy = self._stepped_by_its_worker(subtask)
+        if busy is not None:
+            reason = f"it has been at one piece of work since, with the barrier of epoch {epoch} behind it"
+            return Hold("barrier", self._busy_part(busy), self._stepping(busy), None, reason)
+        reason = f"it has yet to come to the barrier of epoch {epoch}"
+        if isinstance(subtask, ChannelSubtask):
+            ahead = sum(len(subtask.inputs[index]) for index in subtask.missing_barriers)
+            reason += f"; {ahead} elements are waiting before it"
+        return Hold("barrier", _bare(subtask), since, None, reason)
+
+    def _slowest(self, subtask: Subtask) -> Subtask:
+        """Follow full channels to the consumer that everybody before it waits for."""
+        seen = set()
+        while subtask.last_progress is Progress.BLOCKED and subtask.name not in seen:
+            seen.add(subtask.name)
+            channels = [c for output in subtask.parts.outputs for c in output.channels if c.full]
+            if not channels:
+                break
+            subtask = self._by_name[self._consumer[id(channels[0])]]
+        return subtask
+
+    def _stepped_by_its_worker(self, subtask: Subtask) -> Subtask | None:
+        worker = self._running.worker_of[subtask.name]
+        for other in self._running.subtasks:
+            if self._running.worker_of[other.name] == worker and other.stepping_since is not None:
+                return other
+        return None
+
+    def _stepping(self, subtask: Subtask) -> float | None:
+        began = subtask.stepping_since
+        return None if began is None else time.monotonic() - began
+
+    def _busy_part(self, subtask: Subtask) -> str:
+        """The innermost operator or sink at work in a subtask."""
+        parts: list[OperatorTarget | SinkTarget] = [*subtask.parts.operators, *subtask.parts.sinks]
+        busy = [part for part in parts if part.busy]
+        index = subtask.name.rpartition("[")[2].rstrip("]")
+        order = list(self._running.plan.graph.nodes)
+        busy.sort(key=lambda part: order.index(OperatorId(part.id)))
+        return f"{busy[-1].label}, subtask {index}" if busy else _bare(subtask)
+
+    # --- the watermark ----------------------------------------------------------------------------------------
+
+    def watermarks(self) -> Iterator[Hold]:
+        ends = [s for s in self._running.subtasks if s.parts.sinks]
+        for end in sorted(ends, key=lambda subtask: subtask.watermark):
+            hold = self._holder(end)
+            if hold is not None:
+                yield hold
+
+    def _holder(self, subtask: Subtask) -> Hold | None:
+        """Go against the stream along the inputs with the lowest watermark."""
+        while isinstance(subtask, ChannelSubtask):
+            index = subtask.held_by
+            if index is None:
+                return None
+            channel = subtask.inputs[index]
+            producer = self._by_name[self._producer[id(channel)]]
+            if producer.watermark > subtask.watermark_of(index):
+                slow = self._slowest(subtask)
+                reason = f"{len(channel)} elements with a later watermark wait in front of it"
+                return Hold("watermark", self._busy_part(slow), self._stepping(slow), _known(subtask.watermark), reason)
+            subtask = producer
+        assert isinstance(subtask, SourceSubtask)
+        return self._split(subtask)
+
+    def _split(self, subtask: SourceSubtask) -> Hold | None:
+        if subtask.watermark == END_OF_TIME:
+            return None
+        source = _bare(subtask).rpartition("[")[0]
+        open_ = [split for split in subtask.reading.open_splits if not split.idle]
+        if not open_:
+            if subtask.reading.idle:
+                return None
+            reason = "it has no split to read"
+            return Hold("watermark", f"source {source!r}", None, _known(subtask.watermark), reason)
+        split = min(open_, key=_time)
+        label = f"split {split.at.split.id!r} of source {source!r}"
+        return Hold("watermark", label, self._now - split.moved_at, _known(subtask.watermark), self._why(source, split))
+
+    def _why(self, source: str, split: OpenSplit) -> str:
+        node = next(n for n in self._running.plan.graph.sources() if n.name == source)
+        assert isinstance(node.body, Read)
+        if split.at.max_time is None:
+            return "it has not brought a row with an event time yet" + self._no_timeout(node.body)
+        if split.quiet_since is not None:
+            return "it has had no rows for so long" + self._no_timeout(node.body)
+        return "of the splits being read its rows are the oldest"
+
+    def _no_timeout(self, read: Read) -> str:
+        return "" if read.idle_timeout else "; with idle_timeout= it would stop holding the others back"
+
+    # --- names ------------------------------------------------------------------------------------------------
+
+    def _upstream(self, subtask: Subtask) -> set[str]:
+        if not isinstance(subtask, ChannelSubtask):
+            return set()
+        return {self._producer[id(channel)] for channel in subtask.inputs}
+
+    def _label(self, id_: str) -> str:
+        return self._running.plan.graph.nodes[OperatorId(id_)].label
+
+
+def _bare(subtask: Subtask) -> str:
+    return subtask.name.partition(":")[2]
+
+
+def _known(time: int) -> int | None:
+    return None if time == START_OF_TIME else time
+
+
+def _time(split: OpenSplit) -> int:
+    return START_OF_TIME if split.at.max_time is None else split.at.max_time
