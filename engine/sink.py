@@ -35,7 +35,7 @@ class SinkContext:
         job_id: made once per store; names what belongs to this job in the outside world.
         sink_id: the sink's stable operator id.
         generation: the start of the job this is.
-        restored: the epoch it goes on from; 0: it starts anew.
+        restored: the epoch it goes on from; 0: it starts anew, or as a fork that has shown nothing of its own yet.
         store: where its checkpoints are; None: they go with the run, so nobody comes back for what it leaves.
     """
 

@@ -101,7 +101,12 @@ def test_a_fork_goes_on_where_the_first_was_and_shows_nothing_of_the_firsts(
     assert 0 < read < ROWS
 
     # The same relative output means the first's folder: run it there, so that they share it.
-    end = nursery.run(Start(str(folder), store=str(second / "job.duckdb")))
+    other = Start(str(folder), "job2.py", store=str(second / "job.duckdb"))
+    refused = nursery.run(Start(str(folder), store=str(second / "job.duckdb")))
+    assert refused.status == 1
+    assert "it would write the same rows again beside the old ones" in refused.log
+    (folder / "job2.py").write_text(JOB.replace('Job("numbers")', 'Job("second")'))
+    end = nursery.run(other)
     assert (end.outcome, end.restored_from) == ("finished", manifest.epoch)
     assert "sinks are those of the job this was forked from" in end.log
     shown = once(folder)
@@ -115,7 +120,7 @@ def test_a_fork_goes_on_where_the_first_was_and_shows_nothing_of_the_firsts(
     shutil.rmtree(second)
 
 
-@pytest.mark.parametrize("point", ["recovery.done", "sink.commit", "store.before_commit", "store.after_commit"])
+@pytest.mark.parametrize("point", ["sink.commit", "store.before_commit"])
 def test_a_fork_is_exactly_once_like_any_job(nursery: Nursery, folder: Path, tmp_path: Path, point: str) -> None:
     assert nursery.run(Start(str(folder), stop_after=4)).outcome == "stopped"
     second = lay_out(tmp_path / "second")

@@ -49,15 +49,14 @@ def read_rows(folder: Path) -> int:
 POINTS = [
     "store.generation=kill",
     "recovery.declared=kill",
-    "recovery.commit_again=kill",
     "recovery.restore=kill",
-    "recovery.done=kill",
-    "subtask.snapshot=kill",
     "store.before_commit=kill",
     "store.after_commit=kill",
-    "sink.commit=kill",
-    "store.before_commit=kill@4",
     "store.prune=kill",
+    *(
+        pytest.param(f"{name}=kill", marks=pytest.mark.slow)
+        for name in ("recovery.commit_again", "recovery.done", "subtask.snapshot", "sink.commit")
+    ),
 ]
 
 

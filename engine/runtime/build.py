@@ -160,7 +160,7 @@ class Builder:
             generation=self._generation,
             subtask=index,
             parallelism=parallelism,
-            restored=self._restored or 0,
+            restored=self._store.shown_until(self._restored),
             store=self._store.path if self._lasting else None,
         )
 

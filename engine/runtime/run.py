@@ -196,7 +196,7 @@ class _Run:
             store = CheckpointStore.open(path)
             held.callback(store.close)
             if start is not None:
-                check_begun_from(start, path, store.origin)
+                check_begun_from(start, path, store.parent)
             self._inquiries = Inquiries(store, self._clock)
             held.callback(QueryServer(path, self._inquiries.answer, store.interrupt_queries).close)
             held.callback(self._inquiries.close)
@@ -275,11 +275,12 @@ class _Run:
             scheduler.close()
 
     def _warn_of_shared_sinks(self, store: CheckpointStore, facts: StoreFacts) -> None:
-        """At the first start of a fork: where both jobs write, readers see what follows the checkpoint twice."""
+        """Of a fork that has shown nothing yet: where both jobs write, readers see what follows twice."""
         last = facts.last
-        if store.origin is None or last is None or last.generation != facts.generation:
+        if store.parent is None or last is None or last.epoch != store.parent.epoch:
             return
-        shared = [s.name for s in self._plan.states if s.kind == "sink" and s.id in last.operators]
+        before = {id_: operator.folders for id_, operator in last.operators.items()}
+        shared = [s.name for s in self._plan.states if s.kind == "sink" and before.get(s.id) == s.folders]
         if shared:
             log.warning("sinks are those of the job this was forked from", job=self._plan.job, sinks=shared)
 

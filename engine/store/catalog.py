@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final, TypeAlias
@@ -21,7 +22,7 @@ from millstream.engine.store.encoding import (
     unpack_body,
 )
 from millstream.engine.store.schema import FORMAT, operators_from_rows, origins_from_rows
-from millstream.engine.store.types import Manifest, OperatorState, Origin, SplitPosition, StoreFacts
+from millstream.engine.store.types import Manifest, OperatorState, Origin, Parent, SplitPosition, StoreFacts
 
 Query: TypeAlias = Callable[[str], pa.Table]
 """Answers one SELECT."""
@@ -42,7 +43,7 @@ class Catalog:
     """What is kept in memory of a store: small, and equal to what is on disk after every commit.
 
     Attributes:
-        origin: of a copy, where it comes from; see ``Origin`` in ``copying``.
+        parent: of a copy, the checkpoint it was made of.
         entries: every epoch that can be restored, in ascending order.
         operators: by generation, those of its job.
         origins: by generation, where what they keep comes from, by (operator id, state table name or "").
@@ -54,7 +55,7 @@ class Catalog:
 
     job_id: str
     generation: Generation
-    origin: str | None = None
+    parent: Parent | None = None
     entries: dict[Epoch, Entry] = field(default_factory=dict)
     operators: dict[int, dict[str, OperatorState]] = field(default_factory=dict)
     origins: dict[int, dict[TableKey, Origin]] = field(default_factory=dict)
@@ -117,7 +118,8 @@ def load_catalog(query: Query) -> Catalog:
             f"run the job with the version that wrote it, or give it a new store"
         )
     generation = query("SELECT coalesce(max(generation), 0) AS newest FROM generations").to_pylist()[0]["newest"]
-    catalog = Catalog(jobs[0]["job_id"], Generation(generation), jobs[0]["origin"])
+    parent = None if jobs[0]["parent"] is None else Parent(**json.loads(jobs[0]["parent"]))
+    catalog = Catalog(jobs[0]["job_id"], Generation(generation), parent)
     declared = query("SELECT * FROM operators ORDER BY rowid").to_pylist()
     catalog.operators, catalog.origins = operators_from_rows(declared), origins_from_rows(declared)
     for row in query("SELECT operator, name, epoch FROM forgotten ORDER BY rowid").to_pylist():
@@ -213,7 +215,9 @@ def facts_of(query: Query, catalog: Catalog, witness: Epoch | None) -> StoreFact
             unpublished = {sink: len(held) for sink, held in committables_of(catalog, last.epoch).items()}
     dropped = {id_: name for id_, (_, name) in catalog.forgotten.items()}
     newest = catalog.operators.get(catalog.generation, {})
-    folders = {id_: operator.folders for id_, operator in newest.items()}
+    # Where the first job writes does not bind a fork that has shown nothing yet.
+    bound = last is None or catalog.parent is None or catalog.parent.epoch < last.epoch
+    folders = {id_: operator.folders for id_, operator in newest.items() if bound or operator.kind != "sink"}
     return StoreFacts(catalog.job_id, last, witness, catalog.generation, folders, read, unpublished, dropped)
 
 

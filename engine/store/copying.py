@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Final
 
@@ -24,32 +24,11 @@ from millstream.engine.store.instance import Instance, explain, insert_arrow
 from millstream.engine.store.pruning import position_row
 from millstream.engine.store.restoring import restore_keyed, restore_rows
 from millstream.engine.store.schema import CREATE, FORMAT, POSITIONS, WRITTEN, create_state_table, rows_to_arrow
-from millstream.engine.store.types import Manifest
+from millstream.engine.store.types import Manifest, Parent
 from millstream.engine.store.versions import Pieces, pieces_of
 from millstream.engine.store.witness import sync_folder
 
 _BATCH_ROWS: Final = 131_072
-
-
-@dataclass(frozen=True, slots=True)
-class Origin:
-    """What a copy says of where it comes from; JSON in the column ``job.origin``.
-
-    Attributes:
-        job_id: the job whose checkpoint it is.
-        taken_from: what the copy was asked for by, as ``/path/job.duckdb@name``.
-        name: of a savepoint; None in the store of a second job.
-    """
-
-    job_id: str
-    epoch: int
-    taken_from: str
-    name: str | None = None
-
-
-def read_origin(text: str) -> Origin:
-    """Return the value of ``job.origin``."""
-    return Origin(**json.loads(text))
 
 
 def copy_checkpoint(
@@ -83,10 +62,10 @@ def copy_checkpoint(
         entry = catalog.entry(_wanted(catalog, epoch))
         undo.callback(_remove, temporary)
         _remove(temporary)
-        origin = Origin(catalog.job_id, int(entry.manifest.epoch), taken_from, name)
+        parent = Parent(catalog.job_id, int(entry.manifest.epoch), taken_from, name)
         instance = Instance(temporary)
         try:
-            _fill(instance, query, cursor, catalog, entry, job_id, origin)
+            _fill(instance, query, cursor, catalog, entry, job_id, parent)
             _verify(instance, entry.manifest.epoch)
         except duckdb.Error as error:
             raise explain(error, target, "copy the checkpoint") from error
@@ -122,7 +101,7 @@ def _fill(
     catalog: Catalog,
     entry: Entry,
     job_id: str,
-    origin: Origin,
+    parent: Parent,
 ) -> None:
     into = instance.connection
     generation = int(entry.manifest.generation)
@@ -130,10 +109,10 @@ def _fill(
     into.execute("BEGIN TRANSACTION")
     for statement in CREATE:
         into.execute(statement)
-    into.execute("INSERT INTO job VALUES (?, ?, now()::TIMESTAMP, ?)", [FORMAT, job_id, json.dumps(asdict(origin))])
+    into.execute("INSERT INTO job VALUES (?, ?, now()::TIMESTAMP, ?)", [FORMAT, job_id, json.dumps(asdict(parent))])
     for pieces in parts:
         _copy_state(into, query, cursor, catalog, entry, pieces)
-    _copy_records(into, query, catalog, entry, origin)
+    _copy_records(into, query, catalog, entry, parent)
     into.execute("COMMIT")
     copied = load_catalog(lambda sql: into.sql(sql).to_arrow_table())
     into.execute("BEGIN TRANSACTION")
@@ -174,7 +153,7 @@ def _copy_state(
 
 
 def _copy_records(
-    into: duckdb.DuckDBPyConnection, query: Query, catalog: Catalog, entry: Entry, origin: Origin
+    into: duckdb.DuckDBPyConnection, query: Query, catalog: Catalog, entry: Entry, parent: Parent
 ) -> None:
     epoch, generation = int(entry.manifest.epoch), int(entry.manifest.generation)
     for table, where in (
@@ -188,7 +167,7 @@ def _copy_records(
     if positions:
         insert_arrow(into, "positions", rows_to_arrow(positions, POSITIONS))
     manifest = query(f"SELECT * FROM manifest WHERE epoch = {epoch}")  # noqa: S608
-    if origin.name is None:
+    if parent.name is None:
         body = pack_body(replace(entry.body, committables=()))
         for column, value in (("body", body), ("checksum", checksum(body))):
             at = manifest.schema.get_field_index(column)

@@ -22,12 +22,12 @@ import pyarrow as pa
 from millstream.engine.element import Epoch
 from millstream.engine.errors import JobError, StoreError, StoreLocked
 from millstream.engine.store.catalog import Catalog, load_catalog
-from millstream.engine.store.copying import Origin, copy_checkpoint, read_origin
+from millstream.engine.store.copying import copy_checkpoint
 from millstream.engine.store.instance import Instance, explain
 from millstream.engine.store.lock import StoreLock, lock_path
 from millstream.engine.store.reader import COMES_AND_GOES, check_file
 from millstream.engine.store.server import ask
-from millstream.engine.store.types import Manifest
+from millstream.engine.store.types import Manifest, Parent
 from millstream.engine.store.witness import Witness, check_witness, read_witness, sync_folder
 
 _NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")
@@ -43,7 +43,7 @@ class Savepoint:
 
     name: str
     path: Path
-    origin: Origin
+    parent: Parent
     manifest: Manifest
 
     @property
@@ -135,10 +135,10 @@ def read_savepoint(path: Path) -> Savepoint:
         StoreError: it is none.
     """
     with _opened(path) as (_, catalog):
-        origin, last = read_origin(catalog.origin) if catalog.origin else None, catalog.last
-    if origin is None or origin.name is None or last is None:
+        parent, last = catalog.parent, catalog.last
+    if parent is None or parent.name is None or last is None:
         raise StoreError(f"{path} is not a savepoint")
-    return Savepoint(origin.name, path, origin, last)
+    return Savepoint(parent.name, path, parent, last)
 
 
 def list_savepoints(store: Path) -> list[Savepoint]:
@@ -251,7 +251,7 @@ class From:
 
     @property
     def text(self) -> str:
-        """As it stands in ``Origin.taken_from``."""
+        """As it stands in ``Parent.taken_from``."""
         at = self.savepoint or self.epoch
         return str(self.store) if at is None else f"{self.store}@{at}"
 
@@ -286,11 +286,11 @@ def begin_from(text: str, new: Path) -> None:
         fork(source.store, new, epoch=source.epoch, savepoint=source.savepoint)
 
 
-def check_begun_from(text: str, new: Path, origin: Origin | None) -> None:
+def check_begun_from(text: str, new: Path, parent: Parent | None) -> None:
     """Refuse a store that has not been started from what ``text`` says."""
     wanted = parse_from(text).text
-    if origin is None or origin.taken_from != wanted:
-        other = f"was started from {origin.taken_from}" if origin else "holds a job of its own"
+    if parent is None or parent.taken_from != wanted:
+        other = f"was started from {parent.taken_from}" if parent else "holds a job of its own"
         raise JobError(f"{new} {other}, not from {wanted}: give the job a new --store, or leave --from out")
 
 

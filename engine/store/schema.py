@@ -17,14 +17,14 @@ from millstream.engine.store.types import OperatorState, Origin
 FORMAT: Final = 2
 """The number of this layout; a store with another one is refused."""
 
-# job: origin is JSON in a copy of another job's checkpoint.
+# job: parent is JSON in a copy of another job's checkpoint.
 # operators: one row per state table, and one whose state_table is NULL; version and since are the Origin.
 # Its folders are JSON.
 # forgotten: whose state was dropped, and at which epoch. published: the last epoch that is certain to be visible.
 # manifest: the commit record; full_from is JSON by state table, for the views, and body is msgpack.
 # positions, written: what manifests that have been pruned leave behind, and positions of many splits.
 _COLUMNS: Final = {
-    "job": "format INTEGER, job_id VARCHAR, created_at TIMESTAMP, origin VARCHAR",
+    "job": "format INTEGER, job_id VARCHAR, created_at TIMESTAMP, parent VARCHAR",
     "generations": "generation BIGINT, started_at TIMESTAMP",
     "operators": """generation BIGINT, operator VARCHAR, name VARCHAR, kind VARCHAR, parallelism INTEGER,
         state_table VARCHAR, state_kind VARCHAR, key_columns VARCHAR, route_by VARCHAR, arrow_schema BLOB,

@@ -30,7 +30,6 @@ from millstream.engine.store.catalog import (
     written_to,
 )
 from millstream.engine.store.commit import Prepared, prepare, write
-from millstream.engine.store.copying import read_origin
 from millstream.engine.store.encoding import TableKey
 from millstream.engine.store.gather import FullFrom, starting_full_from
 from millstream.engine.store.generation import declare_generation
@@ -61,7 +60,7 @@ class CheckpointStore:
     Attributes:
         path: the DuckDB file. Nothing else in this process may open it: closing it would drop DuckDB's lock.
         job_id: made once, when the store was.
-        origin: of a fork, which checkpoint of which job it began with.
+        parent: of a fork, which checkpoint of which job it began with.
 
     >>> import tempfile
     >>> store = CheckpointStore.open(Path(tempfile.mkdtemp()) / "job.duckdb")
@@ -74,7 +73,7 @@ class CheckpointStore:
     def __init__(self, path: Path, lock: StoreLock, instance: Instance, catalog: Catalog, witness: Witness) -> None:
         self.path = path
         self.job_id = catalog.job_id
-        self.origin = read_origin(catalog.origin) if catalog.origin is not None else None
+        self.parent = catalog.parent
         self._lock = lock
         self._instance = instance
         self._catalog = catalog
@@ -115,7 +114,7 @@ class CheckpointStore:
             witness = Witness(path, catalog.job_id)
             undo.callback(witness.close)
             check_witness(path, catalog)
-            if catalog.origin is not None and read_origin(catalog.origin).name is not None:
+            if catalog.parent is not None and catalog.parent.name is not None:
                 raise StoreError(
                     f"{path} is a savepoint: start a job from it with --from {path} and a --store of its own"
                 )
@@ -126,6 +125,14 @@ class CheckpointStore:
     def facts(self) -> StoreFacts:
         """What recovery reads before it decides."""
         return self._reading(lambda query: facts_of(query, self._catalog, self._witness.epoch))
+
+    def shown_until(self, restored: Epoch | None) -> int:
+        """The epoch up to which this job's sinks may have shown something, given the one it goes on from; 0: nothing.
+
+        A fork has shown nothing of the checkpoint it began with: that was the first job.
+        """
+        begun_with = self.parent.epoch if self.parent is not None else 0
+        return 0 if restored is None or restored == begun_with else int(restored)
 
     def begin_generation(
         self, operators: Sequence[OperatorState], dropped: Mapping[str, str] | None = None

@@ -53,6 +53,21 @@ class Origin:
 
 
 @dataclass(frozen=True, slots=True)
+class Parent:
+    """Which checkpoint of which job a copy was made of; JSON in the column ``job.parent``.
+
+    Attributes:
+        taken_from: what the copy was asked for by, as ``/path/job.duckdb@name``.
+        name: of a savepoint; None in the store of a second job.
+    """
+
+    job_id: str
+    epoch: int
+    taken_from: str
+    name: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class SplitPosition:
     """How far one split has been read; a row of ``positions``.
 
