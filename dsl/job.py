@@ -140,11 +140,7 @@ class Job:
         """
         from millstream.engine.runtime.run import RunSettings, run_job
 
-        if (file := IMPORTING.get()) is not None:
-            raise JobError(
-                f"{file} runs its job itself when it is imported: leave that to the command line, or put job.run() "
-                f"under if __name__ == '__main__':"
-            )
+        _refuse_while_imported()
         plan = self.plan(parallelism)
         if exactly_once:
             _demand_exactly_once(plan)
@@ -160,6 +156,14 @@ class Job:
             moved_from=Path(moved_from).resolve() if moved_from is not None else None,
         )
         return run_job(plan, settings, control=control)
+
+
+def _refuse_while_imported() -> None:
+    if (file := IMPORTING.get()) is not None:
+        raise JobError(
+            f"{file} runs its job itself when it is imported: leave that to the command line, or put job.run() "
+            f"under if __name__ == '__main__':"
+        )
 
 
 def _checkpoint_settings(every: Duration, checkpoint_timeout: Duration, memory: str | int | None) -> CheckpointSettings:
