@@ -118,14 +118,12 @@ class Job:
             checkpoint_timeout: a checkpoint that is not complete after so long fails, and the job restarts.
             parallelism: subtasks per stage, and worker threads.
             restarts: how often in a row to restart after a failure that may pass.
-            memory: bytes that the operators' state may hold, as in ``"2GB"``; beyond it the job ends at a checkpoint,
-                and goes on when it is run with more.
+            memory: bytes that state may hold, as in ``"2GB"``; beyond it the job ends at a checkpoint, to be resumed.
             exactly_once: refuse to run unless every path from source to sink is exactly-once.
             drop_state: names or ids of operators, sources and sinks whose state may be lost: those that are no longer
                 in the job, or that mean something else now. What fits is kept all the same.
-            start_from: what a new store begins with: the file of a savepoint or of another job's store, or
-                ``"STORE@NAME"`` for one of its savepoints, ``"STORE@12"`` for one of its epochs. Once the store is
-                there the job goes on from it.
+            start_from: what a store begins with that is not there yet: ``"STORE@NAME"`` for a savepoint of another,
+                ``"STORE@12"`` for one of its epochs, or the file of either.
             control: to stop it from elsewhere.
             on_status: called now and then with the job's numbers.
             moved_from: the folder that held store, input and output before they were moved, all together. Without
