@@ -17,6 +17,7 @@ from millstream.engine.errors import JobError
 
 _SAMPLE: Final = 128
 _DEEPEST: Final = 16
+_MOST: Final = 20_000
 _WITHOUT: Final = (
     type,
     types.ModuleType,
@@ -87,7 +88,7 @@ class _Walk:
         self._nothing = (*_WITHOUT, *_shared_types())
 
     def size(self, thing: Any, depth: int) -> int:
-        if thing is None or isinstance(thing, self._nothing) or depth > _DEEPEST:
+        if thing is None or isinstance(thing, self._nothing) or depth > _DEEPEST or len(self._seen) > _MOST:
             return 0
         if isinstance(thing, int | float | str | bytes | bytearray):
             return sys.getsizeof(thing)
@@ -105,7 +106,8 @@ class _Walk:
             return sys.getsizeof(thing) + sum(self._sampled(part, len(thing), depth) for part in parts)
         if isinstance(thing, list | tuple | set | frozenset | deque):
             return sys.getsizeof(thing) + self._sampled(thing, len(thing), depth)
-        return sum(self.size(value, depth + 1) for _, value in _attributes(thing))
+        # What can be called is code, a compiled kernel for example, with all of its compiler behind it.
+        return 0 if callable(thing) else sum(self.size(value, depth + 1) for _, value in _attributes(thing))
 
     def _arrow(self, thing: Any) -> int | None:
         """Count an Arrow value by its buffers; the Python objects around them are made anew each time."""

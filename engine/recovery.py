@@ -103,9 +103,7 @@ def _advice(refused: Sequence[Change]) -> str:
             "Output that may not be visible yet is not given up: run the job as it was and stop it (Ctrl-C or "
             "SIGTERM), which makes everything visible; then change it"
         )
-    lines.append(
-        "Or start anew with another --store and new output folders. millstream plan --against shows the whole comparison"
-    )
+    lines.append("Or start anew with another --store and new output folders. millstream plan --against shows all of it")
     return "\n".join(lines)
 
 

@@ -58,7 +58,7 @@ def folder(tmp_path, monkeypatch):
         ("run one.py --checkpoint-timeout never", 2, "'--checkpoint-timeout': 'never' is not a duration"),
         ("run one.py --restarts -1", 2, "'--restarts': -1 is not in the range x>=0"),
         ("run one.py --store folder", 2, "'--store': File 'folder' is a directory"),
-        ("run one.py --evry 1s", 2, "No such option '--evry'. Did you mean '--every'?"),
+        ("run one.py --evry 1s", 2, "No such option '--evry'. (Did you mean one of: '--every', '--memory'?)"),
         ("rnu one.py", 2, "No such command 'rnu'"),
         ("state ls nostore", 1, "nostore: give the path the job was started with"),
         ("state ls folder", 2, "File 'folder' is a directory"),

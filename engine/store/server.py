@@ -71,8 +71,9 @@ class QueryServer:
         if any(client.is_alive() for client in self._clients):
             # A long query must not keep a job from ending, and its store locked.
             self._interrupt()
+            until = time.monotonic() + 5.0
             for client in self._clients:
-                client.join(timeout=5.0)
+                client.join(max(0.0, until - time.monotonic()))
         self._socket.close()
         self._path.unlink(missing_ok=True)
 
