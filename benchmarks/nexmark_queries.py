@@ -57,6 +57,15 @@ _RANKS: Final = {
 _DISTINCT: Final = {"bidders": ms.count_distinct("bidder"), "auctions": ms.count_distinct("auction")}
 
 
+def bids_in_time(events: Events) -> Stream:
+    """Each auction with each of its bids that came while it was open: what q4, q6 and q9 begin with.
+
+    The columns are those of the auction, and those of the bid as ``bid_...`` where a name would clash.
+    """
+    bids = events.bid.rename({"date_time": "bid_time", "extra": "bid_extra"})
+    return events.auction.join(bids, on={"id": "auction"}, between=(col("date_time"), col("expires")))
+
+
 def q0(events: Events) -> Stream:
     """Pass through."""
     return events.bid.select("auction", "bidder", "price", "date_time", "extra")
@@ -72,6 +81,13 @@ def q2(events: Events) -> Stream:
     return events.bid.filter(col("auction") % 123 == 0).select("auction", "price")
 
 
+def q3(events: Events) -> Stream:
+    """Local item suggestion: who sells in some states, and what."""
+    persons = events.person.filter(col("state").is_in(["or", "id", "ca"]))
+    auctions = events.auction.filter(col("category") == 10)
+    return auctions.join(persons, on={"seller": "id"}).select("name", "city", "state", "id")
+
+
 def q5(events: Events) -> Stream:
     """Hot items: of every 10 s, each 2 s, the auctions with the most bids; ties are all kept."""
     counts = events.bid.group_by("auction").window(ms.sliding("10s", "2s")).agg(num=ms.count())
@@ -84,6 +100,12 @@ def q7(events: Events) -> Stream:
     """Highest bid of every 10 s; ties are all kept."""
     highest = events.bid.window(ms.tumbling("10s")).top(1, by="price", ties=True)
     return highest.select("auction", "bidder", "price", "date_time")
+
+
+def q8(events: Events) -> Stream:
+    """New users who opened an auction in the same 10 s."""
+    sellers = events.person.join(events.auction, on={"id": "seller"}, how="semi", window=ms.tumbling("10s"))
+    return sellers.select("id", "name", _micros("window_start"))
 
 
 def q10(events: Events) -> Stream:
@@ -145,6 +167,13 @@ def q19(events: Events) -> Stream:
     return bids.select("auction", "bidder", "price", "date_time").changes()
 
 
+def q20(events: Events) -> Stream:
+    """Bids with the auctions of category 10."""
+    auctions = events.auction.filter(col("category") == 10)
+    pairs = events.bid.join(auctions, on={"auction": "id"}, suffix="_of_auction")
+    return pairs.select("auction", "bidder", "price", "channel", "date_time", "item_name", "category", "seller")
+
+
 def q21(events: Events) -> Stream:
     """Channel id, by name or from the url."""
     channel = col("channel").str.lower()
@@ -167,7 +196,8 @@ def _micros(column: str) -> Expr:
 
 
 QUERIES: Final[dict[str, Query]] = {
-    query.__name__: query for query in (q0, q1, q2, q5, q7, q10, q11, q14, q15, q16, q17, q18, q19, q21, q22)
+    query.__name__: query
+    for query in (q0, q1, q2, q3, q5, q7, q8, q10, q11, q14, q15, q16, q17, q18, q19, q20, q21, q22)
 }
 
 PARTITIONS: Final[Mapping[str, tuple[str, ...]]] = {"q10": ("day", "hour", "minute")}

@@ -175,13 +175,9 @@ class RowBuffer:
         self._lanes["alive"][self.at(ids)] = False
         self.count -= len(ids)
 
-    def tidy(self) -> Pairs:
-        """Give up the memory of dropped rows.
-
-        Returns:
-            The ids of rows that have new ones, and these.
-        """
-        log, old, new = self._log, [], []
+    def tidy(self) -> Ints:
+        """Give up the memory of dropped rows; return the ids of rows that had others before."""
+        log, renewed = self._log, []
         while len(log):
             held = self._lanes["alive"][log.first - self._origin : log.oldest - self._origin]
             sparse = len(log) > max(2 * self.count, self.count + _MIN_GARBAGE)
@@ -192,11 +188,11 @@ class RowBuffer:
             lanes = {name: lane[self.at(kept)] for name, lane in self._lanes.items() if name not in _INSIDE}
             self.drop(kept)
             log.give_up()
-            old.append(kept)
-            new.append(self.append(rows, lanes.pop("slot"), **lanes))
-        if not old:
-            return np.empty(0, np.int64), np.empty(0, np.int64)
-        return np.concatenate(old), np.concatenate(new)
+            if len(kept):
+                renewed.append(self.append(rows, lanes.pop("slot"), **lanes))
+        ids = np.concatenate(renewed) if renewed else np.empty(0, np.int64)
+        # A row may have been renewed twice.
+        return ids[ids >= log.first]
 
     def move_slots(self, moved: Ints) -> None:
         """Slots have new numbers: ``moved[old]``; -1 for those that have no rows."""

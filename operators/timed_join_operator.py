@@ -243,7 +243,7 @@ class _Side:
 
     def tidy(self) -> None:
         """Give up the memory of dropped rows."""
-        _, renewed = self.buffer.tidy()
+        renewed = self.buffer.tidy()
         if self._deadlines.count + len(renewed) > 2 * self.buffer.count + _MIN_GARBAGE:
             self._deadlines.clear()
             renewed = self.buffer.ids()

@@ -257,7 +257,7 @@ class _Side:
 
     def tidy(self) -> None:
         """Give up the memory of dropped rows."""
-        _, renewed = self.buffer.tidy()
+        renewed = self.buffer.tidy()
         if self._contents is None:
             return
         contents = self.buffer.lane("content")
