@@ -104,13 +104,6 @@ class Joining:
 
     def _timed(self, nearness: Nearness, name: str | None) -> JoinedStream:
         left_time, right_time = self._times()
-        for stream, side in ((self.left, "left"), (self.right, "right")):
-            if stream.is_changelog:
-                raise JobError(
-                    f"join(between=, window= or ttl=): the {side} stream is a changelog, whose rows may be taken back, "
-                    "while what such a join puts out stands: leave these out to get a changelog, or put .changes() "
-                    "before it"
-                )
         keys = self._keys()
         windows = isinstance(nearness, SameWindow)
         columns = join_columns(self.left.schema, self.right.schema, keys, self.suffix, windows)
@@ -149,6 +142,12 @@ class Joining:
 
     def _times(self) -> tuple[Expr, Expr]:
         for stream, side in ((self.left, "left"), (self.right, "right")):
+            if stream.is_changelog:
+                raise JobError(
+                    f"join(between=, window= or ttl=): the {side} stream is a changelog, whose rows may be taken back, "
+                    "while what such a join puts out stands: leave these out to get a changelog, or put .changes() "
+                    "before it"
+                )
             if stream._time is None:
                 raise JobError(
                     f"join(between=, window= or ttl=): the {side} stream has no event time: name its column in "
