@@ -88,12 +88,25 @@ def q3(events: Events) -> Stream:
     return auctions.join(persons, on={"seller": "id"}).select("name", "city", "state", "id")
 
 
+def q4(events: Events) -> Stream:
+    """Average winning price of each category, as it changes."""
+    winning = bids_in_time(events).group_by("id", "category").agg(final=ms.max("price"))
+    return winning.group_by("category").agg(avg_final=ms.mean("final")).changes()
+
+
 def q5(events: Events) -> Stream:
     """Hot items: of every 10 s, each 2 s, the auctions with the most bids; ties are all kept."""
     counts = events.bid.group_by("auction").window(ms.sliding("10s", "2s")).agg(num=ms.count())
     # A result happens at the end of its window: there is one such end in every 2 s.
     hottest = counts.window(ms.tumbling("2s")).top(1, by="num", ties=True)
     return hottest.select("auction", "num", _micros("window_end"))
+
+
+def q6(events: Events) -> Stream:
+    """Average winning price of each seller's last ten auctions, as it changes."""
+    winning = bids_in_time(events).group_by("id", "seller", "expires").agg(final=ms.max("price"))
+    last = winning.group_by("seller").top(10, by=["expires", "id"])
+    return last.group_by("seller").agg(avg_price=ms.mean("final")).changes()
 
 
 def q7(events: Events) -> Stream:
@@ -106,6 +119,12 @@ def q8(events: Events) -> Stream:
     """New users who opened an auction in the same 10 s."""
     sellers = events.person.join(events.auction, on={"id": "seller"}, how="semi", window=ms.tumbling("10s"))
     return sellers.select("id", "name", _micros("window_start"))
+
+
+def q9(events: Events) -> Stream:
+    """Winning bid of every auction, as it changes."""
+    bids = bids_in_time(events).select("id", "seller", "category", "bidder", "price", date_time=col("bid_time"))
+    return bids.group_by("id").top(1, by=["price", "date_time"], descending=[True, False]).changes()
 
 
 def q10(events: Events) -> Stream:
@@ -197,7 +216,7 @@ def _micros(column: str) -> Expr:
 
 QUERIES: Final[dict[str, Query]] = {
     query.__name__: query
-    for query in (q0, q1, q2, q3, q5, q7, q8, q10, q11, q14, q15, q16, q17, q18, q19, q20, q21, q22)
+    for query in (q0, q1, q2, q3, q4, q5, q6, q7, q8, q9, q10, q11, q14, q15, q16, q17, q18, q19, q20, q21, q22)
 }
 
 PARTITIONS: Final[Mapping[str, tuple[str, ...]]] = {"q10": ("day", "hour", "minute")}
