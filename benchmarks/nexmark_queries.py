@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import millstream as ms
 from millstream import Expr, Stream, col, when
@@ -48,13 +48,13 @@ Query: TypeAlias = Callable[[Events], Stream]
 
 
 _DAY: Final = col("date_time").dt.strftime("%Y-%m-%d")
-_RANKS: Final = {
+_RANKS: Final[dict[str, Any]] = {
     "total": ms.count(),
     "rank1": ms.count(where=col("price") < 10_000),
     "rank2": ms.count(where=(col("price") >= 10_000) & (col("price") < 1_000_000)),
     "rank3": ms.count(where=col("price") >= 1_000_000),
 }
-_DISTINCT: Final = {"bidders": ms.count_distinct("bidder"), "auctions": ms.count_distinct("auction")}
+_DISTINCT: Final[dict[str, Any]] = {"bidders": ms.count_distinct("bidder"), "auctions": ms.count_distinct("auction")}
 
 
 def bids_in_time(events: Events) -> Stream:
@@ -169,9 +169,14 @@ def q16(events: Events) -> Stream:
 
 def q17(events: Events) -> Stream:
     """Statistics of bids per auction and day."""
-    prices = {f"{name}_price": aggregate("price") for name, aggregate in (("min", ms.min), ("max", ms.max))}
-    prices |= {"avg_price": ms.mean("price"), "sum_price": ms.sum("price")}
-    return events.bid.with_columns(day=_DAY).group_by("auction", "day").agg(**_RANKS, **prices).changes()
+    by_day = events.bid.with_columns(day=_DAY).group_by("auction", "day")
+    return by_day.agg(
+        **_RANKS,
+        min_price=ms.min("price"),
+        max_price=ms.max("price"),
+        avg_price=ms.mean("price"),
+        sum_price=ms.sum("price"),
+    ).changes()
 
 
 def q18(events: Events) -> Stream:

@@ -66,7 +66,10 @@ def changing_top(  # noqa: PLR0913  where both streams' methods end
         node = graph.operator(Top(keys, by, n, ties, newest, row_number), [edge], name)
     except SchemaError as error:
         raise SchemaError(f"{call}(): {error}") from None
-    return Stream(graph, Edge(node.id), None)
+    stream = Stream(graph, Edge(node.id), None)
+    if ties or (n > 1 and row_number is None):
+        return stream
+    return stream._keyed(keys if n == 1 or row_number is None else (*keys, row_number))
 
 
 class OverStream(Stream):

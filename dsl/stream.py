@@ -9,7 +9,7 @@ import pyarrow as pa
 from millstream.engine.changelog import WEIGHT, is_changelog, unweighted
 from millstream.engine.errors import JobError, SchemaError
 from millstream.engine.expression import Expr, col, lit
-from millstream.engine.expression_tree import Alias, as_expr
+from millstream.engine.expression_tree import as_expr
 from millstream.engine.expression_types import Schema
 from millstream.engine.graph import Edge, Graph, Write, check_columns
 from millstream.engine.operator import MAIN, OperatorSpec
@@ -18,6 +18,7 @@ from millstream.engine.time import Duration
 from millstream.operators.project import Filter, Project
 from millstream.operators.python import FlatMap, Map, MapBatches
 from millstream.operators.union import Union
+from millstream.projecting import named_column, renamed_key, renamed_time
 
 if TYPE_CHECKING:
     from millstream.deduplicating import DeduplicatedStream
@@ -70,7 +71,7 @@ class Stream:
         >>> s.select("a", total=ms.col("a") + ms.col("b")).columns
         ['a', 'total']
         """
-        exprs = [_named(column, "select") for column in columns] + self._values(named, "select")
+        exprs = [named_column(column, "select") for column in columns] + self._values(named, "select")
         if not exprs:
             raise SchemaError("select() needs at least one column, as in select('id', total=col('a') + col('b'))")
         return self._project(exprs, "select")
@@ -87,7 +88,9 @@ class Stream:
         >>> s.with_columns(b=ms.col("a") * 2).columns
         ['a', 'b']
         """
-        values = dict([_named(column, "with_columns") for column in columns] + self._values(named, "with_columns"))
+        values = dict(
+            [named_column(column, "with_columns") for column in columns] + self._values(named, "with_columns")
+        )
         exprs = [(name, values.pop(name, col(name))) for name in self.columns]
         return self._project([*exprs, *values.items()], "with_columns")
 
@@ -231,8 +234,9 @@ class Stream:
         The rows are held in state until then; a stream that never ends has none.
 
         Args:
-            keys: the columns that tell rows apart. They are known after ``group_by(...).agg(...)``, and as long as they
-                are selected; otherwise, without any named, rows are told apart by all their columns.
+            keys: the columns that tell rows apart. Those of ``group_by(...).agg(...)``, ``group_by(...).top(1, ...)``
+                and ``deduplicate(..., keep="last")`` are known as long as they are selected; otherwise, without any
+                named, rows are told apart by all their columns.
             name: names the operator.
 
         Raises:
@@ -468,7 +472,9 @@ class Stream:
     def _project(self, exprs: list[tuple[str, Expr]], where: str) -> Stream:
         weight = [(WEIGHT, col(WEIGHT))] if self.is_changelog else []
         try:
-            return self._then(Project((*exprs, *weight)), self._renamed_time(exprs))._keyed(self._renamed_key(exprs))
+            return self._then(Project((*exprs, *weight)), renamed_time(self._time, exprs))._keyed(
+                renamed_key(self._key, exprs)
+            )
         except SchemaError as error:
             raise SchemaError(f"{where}(): {error}") from None
 
@@ -480,34 +486,3 @@ class Stream:
                     f"that name: write col({value!r}) for the column, lit({value!r}) for the text"
                 )
         return [(name, as_expr(value)) for name, value in named.items()]
-
-    def _renamed_key(self, exprs: list[tuple[str, Expr]]) -> tuple[str, ...] | None:
-        """The key under its new names; none if one of its columns is left out or computed anew."""
-        moved = {expr.is_column(): name for name, expr in reversed(exprs)}
-        if self._key is None or not set(self._key) <= moved.keys():
-            return None
-        return tuple(moved[key] for key in self._key)
-
-    def _renamed_time(self, exprs: list[tuple[str, Expr]]) -> Expr | None:
-        """Event time under the new names; none if one of its columns is left out or computed anew."""
-        if self._time is None:
-            return None
-        moved = {expr.is_column(): col(name) for name, expr in reversed(exprs) if expr.is_column() is not None}
-        if not self._time.columns() <= moved.keys():
-            return None
-        return self._time.substitute({name: to for name, to in moved.items() if name is not None})
-
-
-def _named(value: Any, where: str) -> tuple[str, Expr]:
-    """Return a column with its name: a name by itself, a column, or an expression with an alias."""
-    if isinstance(value, str):
-        return value, col(value)
-    if not isinstance(value, Expr):
-        raise SchemaError(
-            f"{where}() takes names of columns and expressions, separated by commas, such as 'id', col('price') * 2; "
-            f"got {value!r}"
-        )
-    name = value.name if isinstance(value, Alias) else value.is_column()
-    if name is None:
-        raise SchemaError(f"{value} has no name: write {where}(name={value}) or add .alias('name')")
-    return name, value

@@ -156,6 +156,14 @@ def test_the_key_is_known_as_long_as_its_columns_are_there() -> None:
         sums.final("shops")
 
 
+def test_the_key_of_a_ranking_is_known_if_it_tells_rows_apart() -> None:
+    shops = ms.Job("j").read(ms.memory_source(ROWS)).group_by("shop")
+    assert keys_of(shops.top(1, by="n").select("shop", "n")) == ("shop",)
+    assert keys_of(shops.top(2, by="n", row_number="place")) == ("shop", "place")
+    assert keys_of(shops.top(2, by="n")) == keys_of(shops.top(1, by="n", ties=True)) == ("shop", "n", "at")
+    assert keys_of(ms.Job("j").read(ms.memory_source(ROWS)).top(1, by="n")) == ()
+
+
 def test_append_streams_need_neither() -> None:
     rows = ms.Job("j").read(ms.memory_source(ROWS))
     with pytest.raises(JobError, match=r"leave final\(\) out"):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime as dt
+import json
+import signal
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,9 @@ import millstream as ms
 import pyarrow as pa
 import pytest
 from changelog_kit import hashable
+from cli_kit import logged, running
 from millstream import col
+from millstream.engine.failpoints import ENVIRONMENT
 from millstream.testing import simulate
 
 START = dt.datetime(1969, 12, 31, 23, 59, 30)
@@ -86,3 +90,60 @@ def test_crashes_do_not_show(seed: int, tmp_path: Path, expected: list[Counter[A
     done = simulate(lambda: make(out), tmp_path / "s.duckdb", seed)
     assert result(out) == expected, f"seed {seed} reproduces it"
     assert done.crashes > 0
+
+
+JOB = """
+import millstream as ms
+import numpy as np
+import pyarrow as pa
+
+CLICKS = pa.schema({"user": pa.string(), "n": pa.int64()})
+
+def clicks(start, stop):
+    n = np.arange(start, stop)
+    users = np.char.add("u", (n * n % 97).astype(str))
+    return pa.RecordBatch.from_arrays([pa.array(users), pa.array(n)], schema=CLICKS)
+
+job = ms.Job("clicks")
+source = ms.generator(clicks, schema=CLICKS, rows=6_000, rate=5_000, batch_rows=50, splits=2, name="clicks")
+users = job.read(source).group_by("user").agg(clicks=ms.count(), most=ms.max("n"))
+users.consolidate().changes().write(ms.jsonl("changes", hold_bytes=0))
+sizes = users.group_by("clicks").agg(users=ms.count(), most=ms.max("most"), some=ms.collect("user"))
+sizes.final().write(ms.jsonl("sizes", hold_bytes=0))
+"""
+"""About a second's work."""
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    """What a reader of the folder sees."""
+    return [json.loads(line) for file in folder.rglob("*.jsonl") for line in file.read_text().splitlines()]
+
+
+@pytest.mark.parametrize("points", ["store.before_commit=kill@3", "store.after_commit=kill@2"])
+def test_a_process_killed_again_and_again(points: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "job.py").write_text(JOB)
+    kills = 0
+    monkeypatch.setenv(ENVIRONMENT, points)
+    for parallelism in (2, 1, 3):
+        with running(tmp_path, "run", "job.py", "--every", "30ms", "--parallelism", parallelism) as job:
+            kills += job.code() == -signal.SIGKILL
+    assert kills > 0
+    monkeypatch.delenv(ENVIRONMENT)
+    with running(tmp_path, "run", "job.py", "--every", "30ms", "--parallelism", 2) as job:
+        assert job.code() == 0, job.err
+    assert logged(job.err)[-1]["restored_from"] > 0
+
+    users: dict[str, list[int]] = {}
+    for n in range(6_000):
+        users.setdefault(f"u{n * n % 97}", []).append(n)
+    changes: Counter[Any] = Counter()
+    for row in lines(tmp_path / "changes"):
+        changes[row["user"], row["clicks"], row["most"]] += row["weight"]
+    assert +changes == Counter({(user, len(seen), max(seen)): 1 for user, seen in users.items()})
+    sizes: dict[int, list[str]] = {}
+    for user, seen in users.items():
+        sizes.setdefault(len(seen), []).append(user)
+    expected = {size: (len(own), max(max(users[user]) for user in own), sorted(own)) for size, own in sizes.items()}
+    found = lines(tmp_path / "sizes")
+    assert len(found) == len(expected)
+    assert {row["clicks"]: (row["users"], row["most"], row["some"]) for row in found} == expected
