@@ -150,6 +150,37 @@ class Top(OperatorSpec):
 
         return TopOperator(self, inputs[0])
 
+    def combiner(self, wanted: Mapping[str, frozenset[str]]) -> OperatorSpec | None:
+        """Without keys one subtask has it all: send it only what may be on top. With keys that would save little."""
+        del wanted
+        return None if self.keys else TopCombiner(self)
+
+
+@dataclass(frozen=True, eq=False)
+class TopCombiner(OperatorSpec):
+    """Passes on the rows of each batch that are on top in it; of a changelog all. Keeps no state."""
+
+    top: Top
+
+    @property
+    def kind(self) -> str:
+        """One word for plans and errors."""
+        return "top_combiner"
+
+    def identity(self) -> str:
+        """Text that changes exactly when the meaning changes."""
+        return f"combiner({self.top.identity()})"
+
+    def output_schemas(self, inputs: Sequence[pa.Schema]) -> Mapping[str, pa.Schema]:
+        """The input's schema."""
+        return {MAIN: inputs[0]}
+
+    def build(self, inputs: Sequence[pa.Schema]) -> Operator:
+        """Make one running copy."""
+        from millstream.operators.top_operator import CombinerOperator
+
+        return CombinerOperator(self.top, inputs[0])
+
 
 def _check_findable(rows: pa.Schema) -> None:
     for field in rows:

@@ -39,14 +39,7 @@ class TopOperator(Operator):
         self._index = KeyIndex([self._kept.field(key).type for key in spec.keys])
         # Of a changelog: numbers the different rows there are.
         self._contents = KeyIndex(self._kept.types) if is_changelog(schema) else None
-        self._lists = RankedLists(
-            RankKeys(spec.by, self._kept),
-            spec.n,
-            ties=spec.ties,
-            newest=spec.newest,
-            returns=self._contents is not None,
-            ranked=self._rank is not None,
-        )
+        self._lists = _lists(spec, self._kept, returns=self._contents is not None, ranked=self._rank is not None)
         self._rows = Rows(self._kept)
         self._changes = Changes(self._table)
         self._content: Ints = np.empty(0, np.int64)  # by entry, of a changelog: its number in _contents
@@ -163,3 +156,26 @@ class TopOperator(Operator):
         alive[self._content[kept]] = True
         self._content = self._contents.compact(alive)[self._content[kept]]
         return self._content
+
+
+class CombinerOperator(Operator):
+    """Leaves out the rows of each batch that are not on top in it."""
+
+    def __init__(self, spec: Top, schema: pa.Schema) -> None:
+        self._spec = spec
+        self._schema = schema
+        self._all = is_changelog(schema)
+
+    def process(self, batch: pa.RecordBatch, out: Output) -> None:
+        """Pass on what may be on top."""
+        if self._all:
+            out.emit(batch)
+            return
+        lists = _lists(self._spec, self._schema, returns=False, ranked=False)
+        lists.resize(1, 0)
+        out.emit(batch.take(pa.array(lists.change(batch, np.zeros(batch.num_rows, np.int64)).taken)))
+
+
+def _lists(spec: Top, schema: pa.Schema, *, returns: bool, ranked: bool) -> RankedLists:
+    keys = RankKeys(spec.by, schema)
+    return RankedLists(keys, spec.n, ties=spec.ties, newest=spec.newest, returns=returns, ranked=ranked)
