@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from millstream.job import Job
     from millstream.operators.aggregates import count, first, last, max, mean, min, sum
     from millstream.operators.collecting import collect, count_distinct
+    from millstream.operators.match_expressions import prev
     from millstream.operators.over_functions import lag, lead, row_number
     from millstream.operators.paned_windows import cumulating, sliding
     from millstream.operators.picks import arg_max, arg_min
@@ -73,6 +74,7 @@ _HOMES = {
     "millstream.job": ("Job",),
     "millstream.operators.aggregates": ("count", "first", "last", "max", "mean", "min", "sum"),
     "millstream.operators.collecting": ("collect", "count_distinct"),
+    "millstream.operators.match_expressions": ("prev",),
     "millstream.operators.over_functions": ("lag", "lead", "row_number"),
     "millstream.operators.paned_windows": ("cumulating", "sliding"),
     "millstream.operators.picks": ("arg_max", "arg_min"),
@@ -130,6 +132,7 @@ __all__ = [
     "memory_source",
     "min",
     "parquet",
+    "prev",
     "print_sink",
     "quantile",
     "row_number",

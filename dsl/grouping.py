@@ -13,6 +13,9 @@ from millstream.engine.time import Duration, micros
 from millstream.stream import Stream
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from millstream.matching import MatchedStream
     from millstream.operators.aggregate_spec import AggregateSpec
     from millstream.operators.windows import Window
     from millstream.ranking import Directions, OverStream, Ranks
@@ -51,6 +54,69 @@ class GroupedStream:
                 "column in select(), drop() and map()"
             )
         return WindowedStream(self._graph, self._edge, self._time, self._keys, window, micros(lateness))
+
+    def match(
+        self,
+        pattern: str,
+        *,
+        within: Duration,
+        define: Mapping[str, Expr] | None = None,
+        select: Mapping[str, AggregateSpec] | None = None,
+        contiguity: str = "strict",
+        after_match: str = "skip_past_last",
+        name: str | None = None,
+    ) -> MatchedStream:
+        """Find a pattern in the rows of each key, in event-time order (SQL's MATCH_RECOGNIZE).
+
+        Args:
+            pattern: a regular expression over names: ``"start down+ up{2,}"``, with ``? * + {m,n}``, all of them as
+                long as possible, ``|`` and parentheses. ``!name``: no such row before the next one of the match or,
+                at the end, until the time is over.
+            within: the longest time from the first to the last row of a match.
+            define: the condition of each name; a name without one takes any row. ``ms.prev("price")`` is the value in
+                the row before; ``col("start.price")`` that in the match's first row, if the pattern begins with
+                ``start``.
+            select: results: aggregates over the rows of a name, ``ms.last("down.price")``, ``ms.count("up")``, or over
+                all rows of the match, ``ms.max("price")``. Keys, ``match_start``, ``match_end`` and ``known_at``, the
+                event time at which the match was certain, come by themselves.
+            contiguity: ``"strict"``: every row from the first to the last is taken; ``"relaxed"``: rows that the
+                pattern cannot take are passed over.
+            after_match: ``"skip_past_last"``: the next match begins after the last row; ``"skip_to_next_row"``: after
+                the first.
+            name: names the operator.
+
+        Raises:
+            JobError: the pattern is not one, or the stream has no event time.
+            SchemaError: a condition or result names what is not there, or is of the wrong type.
+
+        >>> import datetime as dt
+        >>> import millstream as ms
+        >>> from millstream import col
+        >>> job, out = ms.Job("j"), ms.memory_sink()
+        >>> prices = [5, 3, 2, 4, 6, 1]
+        >>> rows = [{"s": "a", "at": dt.datetime(2026, 1, 1, 12, n), "price": p} for n, p in enumerate(prices)]
+        >>> ticks = job.read(ms.memory_source(rows), event_time="at")
+        >>> ticks.group_by("s").match(
+        ...     "start down+ up+",
+        ...     define={"down": col("price") < ms.prev("price"), "up": col("price") > ms.prev("price")},
+        ...     within="10m",
+        ...     select={"bottom": ms.last("down.price"), "ups": ms.count("up")},
+        ... ).select("s", "bottom", "ups").write(out)
+        >>> _ = job.run()
+        >>> out.rows()
+        [{'s': 'a', 'bottom': 2, 'ups': 2}]
+        """
+        from millstream.matching import match_rows
+
+        arguments = {
+            "pattern": pattern,
+            "define": define,
+            "select": select,
+            "contiguity": contiguity,
+            "after_match": after_match,
+            "name": name,
+        }
+        return match_rows(self._graph, self._edge, self._time, self._keys, arguments, within=within)
 
     def top(
         self,

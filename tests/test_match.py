@@ -1,0 +1,48 @@
+"""Patterns find what plain backtracking finds, however rows come and however often the job starts anew."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import millstream as ms
+import pyarrow as pa
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from match_kit import SCHEMA, Case, cases, expected, on_time, streams
+from millstream.engine.expression import col
+from millstream.operators.match import Match
+from millstream.operators.row_pattern import names_in, parse
+from operator_kit import Harness, Step, bag, rows_of
+
+
+def spec_of(case: Case, within: int, *, relaxed: bool, past_last: bool, keys: tuple[str, ...] = ("k",)) -> Match:
+    names = names_in(parse(case.text))
+    select = (("rows", ms.collect("seq")), *((f"of_{name}", ms.collect(f"{name}.seq")) for name in names))
+    return Match(keys, parse(case.text), case.define, select, col("t"), within, relaxed=relaxed, past_last=past_last)
+
+
+def found(run: Harness) -> list[tuple[Any, ...]]:
+    table = run.results()
+    times = [table.column(name).cast(pa.int64()) for name in ("match_start", "match_end")]
+    lists = [column for column, name in zip(table.columns, table.column_names, strict=True) if "match" not in name]
+    key, _, *results = lists
+    return [
+        (k, *t, *r)
+        for k, t, r in zip(
+            key.to_pylist(),
+            zip(*(time.to_pylist() for time in times), strict=True),
+            zip(*([value or [] for value in column.to_pylist()] for column in results), strict=True),
+            strict=True,
+        )
+    ]
+
+
+@settings(max_examples=150, deadline=None)
+@given(streams(), cases(), st.sampled_from([0, 5, 12]), st.booleans(), st.booleans(), st.integers(1, 3))
+def test_any_pattern_finds_what_backtracking_finds_in_the_rows_on_time(
+    steps: list[Step], case: Case, more: int, relaxed: bool, past_last: bool, parallelism: int
+) -> None:
+    spec = spec_of(case, 1 + more, relaxed=relaxed, past_last=past_last)
+    run = Harness(spec, SCHEMA, parallelism).run(steps).finish()
+    wanted = expected(case, on_time(steps), 1 + more, relaxed=relaxed, past_last=past_last)
+    assert bag(found(run)) == bag(wanted)
