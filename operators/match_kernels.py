@@ -79,7 +79,7 @@ def _compares(comparison: int, left: int, right: int) -> bool:
 
 
 @kernel
-def _mask(row: int, begin: int, rows: Any, terms: Any, codes: Any) -> int:
+def _mask(row: int, begin: int, rows: Any, terms: Any, codes: Any) -> Any:
     """Which conditions hold for a row in an attempt that begins with another."""
     mask, valid = rows[MASK, row], 2 * terms.shape[1]
     for term in range(terms.shape[1]):
@@ -254,7 +254,7 @@ def _step(  # noqa: PLR0913, PLR0917  kernels know no objects
 
 
 @kernel
-def _equal(state: int, best: int, slot: int, slots: Any, groups: Any, terms: Any) -> int:
+def _equal(state: int, best: int, slot: int, slots: Any, groups: Any, terms: Any) -> Any:
     """Find a group of a slot that moves, in this state and with this best match; -1 if there is none."""
     if terms.shape[1] > 0:
         return -1  # what becomes of an attempt depends on the row it begins with

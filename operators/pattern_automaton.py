@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final, NamedTuple, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -288,5 +288,5 @@ def _emit_optional(part: Node, times: int, code: list[_Instruction]) -> None:
         code[fork] = _Fork((fork + 1, len(code)))
 
 
-def _doubled(array: npt.NDArray[np.generic], fill: int) -> npt.NDArray[np.generic]:
+def _doubled(array: npt.NDArray[Any], fill: int) -> npt.NDArray[Any]:
     return np.concatenate([array, np.full_like(array, fill)])

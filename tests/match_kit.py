@@ -11,6 +11,7 @@ import pyarrow as pa
 from hypothesis import strategies as st
 from millstream.engine.errors import JobError
 from millstream.engine.expression import Expr, col
+from millstream.operators.match import Match
 from millstream.operators.match_expressions import prev
 from millstream.operators.row_pattern import Absent, Chain, Choice, Node, Repeat, Take, names_in, parse, show
 from operator_kit import Advance, Restart, Step
@@ -201,7 +202,7 @@ def patterns(draw: st.DrawFn) -> str:
 def cases(draw: st.DrawFn) -> Case:
     text = draw(patterns())
     names = names_in(parse(text))
-    begin = _begin(text)
+    begin = Match((), parse(text), (), (), col("t"), 1).begin
     define, holds = [], {}
     for name in names:
         kinds: list[Callable[[str], tuple[Expr, Holds]]] = [below] if draw(st.integers(0, 3)) == 0 else []
@@ -217,12 +218,6 @@ def cases(draw: st.DrawFn) -> Case:
     return Case(text, tuple(define), holds)
 
 
-def _begin(text: str) -> str | None:
-    first = text.split()[0]
-    used = [word for word in text.replace("(", " ").replace(")", " ").replace("!", " ").split() if word[0] == first[0]]
-    return first if first.isalpha() and len(used) == 1 and "|" not in text.split(" (")[0] else None
-
-
 @st.composite
 def streams(draw: st.DrawFn) -> list[Step]:
     """Batches of random rows, with watermarks, barriers and restarts in between."""
@@ -230,14 +225,14 @@ def streams(draw: st.DrawFn) -> list[Step]:
     seq = 0
     about = 0
     for _ in range(draw(st.integers(1, 6))):
-        count = draw(st.integers(1, 8))
+        count = draw(st.integers(1, 12))
         columns = [
             draw(st.lists(values, min_size=count, max_size=count))
             for values in (
-                st.sampled_from([None, "x"]),
+                st.sampled_from(["x", "x", "x", None]),
                 st.sampled_from([*LETTERS, *LETTERS, None]),
                 st.none() | st.integers(-3, 3),
-                st.none() | st.integers(about - 12, about + 12),
+                st.sampled_from([None, *range(about - 8, about + 8)]),
             )
         ]
         arrays = [pa.array(values, SCHEMA.field(i).type) for i, values in enumerate(columns)]
@@ -246,7 +241,7 @@ def streams(draw: st.DrawFn) -> list[Step]:
         about += 5
         after = draw(st.sampled_from(["nothing", "advance", "advance", "restart", "advance, restart"]))
         if "advance" in after:
-            steps.append(Advance(about + draw(st.integers(-20, 5))))
+            steps.append(Advance(about + draw(st.integers(-16, 0))))
         if "restart" in after:
             steps.append(Restart(draw(st.integers(1, 3))))
     return steps

@@ -12,7 +12,7 @@ from match_kit import SCHEMA, Case, cases, expected, on_time, streams
 from millstream.engine.expression import col
 from millstream.operators.match import Match
 from millstream.operators.row_pattern import names_in, parse
-from operator_kit import Harness, Step, bag, rows_of
+from operator_kit import Harness, Step, bag
 
 
 def spec_of(case: Case, within: int, *, relaxed: bool, past_last: bool, keys: tuple[str, ...] = ("k",)) -> Match:
@@ -37,8 +37,8 @@ def found(run: Harness) -> list[tuple[Any, ...]]:
     ]
 
 
-@settings(max_examples=150, deadline=None)
-@given(streams(), cases(), st.sampled_from([0, 5, 12]), st.booleans(), st.booleans(), st.integers(1, 3))
+@settings(max_examples=120, deadline=None)
+@given(streams(), cases(), st.sampled_from([3, 9, 19]), st.booleans(), st.booleans(), st.integers(1, 3))
 def test_any_pattern_finds_what_backtracking_finds_in_the_rows_on_time(
     steps: list[Step], case: Case, more: int, relaxed: bool, past_last: bool, parallelism: int
 ) -> None:
