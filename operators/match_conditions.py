@@ -129,5 +129,3 @@ def _numbers(values: pa.Array, index: KeyIndex | None) -> tuple[Ints, Bools]:
         numbers = ~np.isnan(values.fill_null(0).to_numpy(zero_copy_only=False))
         valid = numbers & valid if len(valid) else numbers
     return codes, valid if len(valid) else NO_MASK
-
-

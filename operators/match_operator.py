@@ -13,7 +13,6 @@ from millstream.engine.operator import Operator, Output
 from millstream.engine.state import StateDelta
 from millstream.engine.time import START_OF_TIME
 from millstream.operators import match_kernels as kernels
-from millstream.operators import top_kernels
 from millstream.operators.changes import Changes, latest
 from millstream.operators.event_time import event_times, time_array
 from millstream.operators.match import Match, Moment
@@ -51,9 +50,9 @@ class MatchOperator(Operator):
         self._results = Results(spec, schema)
         self._rules = np.array([spec.within, spec.past_last, self._conditions.look_back], np.int64)
         # See ``match_kernels``.
-        self._rows: Ints = np.empty((kernels.ROW_LINES, 0), np.int64)
-        self._slots: Ints = np.empty((kernels.SLOT_LINES, 0), np.int64)
-        self._groups: Ints = np.empty((kernels.GROUP_LINES, 0), np.int64)
+        self._rows: Ints = np.empty((0, kernels.ROW_WIDTH), np.int64)
+        self._slots: Ints = np.empty((0, kernels.SLOT_WIDTH), np.int64)
+        self._groups: Ints = np.empty((0, kernels.GROUP_WIDTH), np.int64)
         self._queue: Ints = np.empty(0, np.int64)
         self._told: Ints = np.zeros(kernels.TOLD, np.int64)
         self._made: Ints = np.empty((kernels.MADE_LINES, 0), np.int64)
@@ -76,15 +75,15 @@ class MatchOperator(Operator):
         slots = self._index.slots([batch.column(key) for key in self._keys], batch.num_rows)
         first, count = len(self._held), len(self._held) + batch.num_rows
         self._held.append(batch)
-        if count > self._rows.shape[1]:
-            capacity = max(_FIRST_CAPACITY, 2 * self._rows.shape[1], count)
-            self._rows = _widened(self._rows, capacity)
+        if count > len(self._rows):
+            capacity = max(_FIRST_CAPACITY, 2 * len(self._rows), count)
+            self._rows = _lengthened(self._rows, capacity)
             self._changes.resize(capacity)
-        if len(self._index) > self._slots.shape[1]:
-            self._slots = _widened(self._slots, max(_FIRST_CAPACITY, 2 * len(self._index)))
-        self._rows[:, first:count] = -1
-        for line, values in ((kernels.SLOT, slots), (kernels.TIME, times), (kernels.MASK, masks)):
-            self._rows[line, first:count] = values
+        if len(self._index) > len(self._slots):
+            self._slots = _lengthened(self._slots, max(_FIRST_CAPACITY, 2 * len(self._index)))
+        self._rows[first:count] = -1
+        for column, values in ((kernels.SLOT, slots), (kernels.TIME, times), (kernels.MASK, masks)):
+            self._rows[first:count, column] = values
         self._terms.append(batch)
         self._live += batch.num_rows
         return first
@@ -101,8 +100,8 @@ class MatchOperator(Operator):
             before = np.empty(len(due), np.int64)
             if self._conditions.look_back:
                 kernels.previous(due, self._rows, self._slots, before)
-            masks = self._conditions.masks(self._held, self._rows[kernels.TIME], due, before)
-            self._rows[kernels.MASK, due] = masks
+            masks = self._conditions.masks(self._held, self._rows[:, kernels.TIME], due, before)
+            self._rows[due, kernels.MASK] = masks
             self._changes.changed[due] = True
         matches, dropped, looked = self._run(due, self._gate.passed)
         self._changes.changed[looked] = True
@@ -113,7 +112,7 @@ class MatchOperator(Operator):
     def _take_due(self, limit: int) -> Ints:
         """Take the rows out of those waiting that happened before ``limit``; return them in order."""
         due, rest = [], []
-        times = self._rows[kernels.TIME]
+        times = self._rows[:, kernels.TIME]
         for position, ids in enumerate(self._waiting):
             passed = times[ids] < limit
             if bool(passed.any()):
@@ -133,7 +132,7 @@ class MatchOperator(Operator):
         oldest, newest = self._told[kernels.OLDEST], self._told[kernels.NEWEST]
         if oldest == newest:
             return False
-        return bool(self._rows[kernels.TIME, self._queue[oldest]] + self._rules[kernels.WITHIN] < limit)
+        return bool(self._rows[self._queue[oldest], kernels.TIME] + self._rules[kernels.WITHIN] < limit)
 
     def _run(self, due: Ints, limit: int) -> tuple[Ints, Ints, Ints]:
         """Lead rows through the automaton; return the matches, shape (3, n), and rows dropped and looked back at."""
@@ -168,17 +167,17 @@ class MatchOperator(Operator):
 
     def _make_room(self, count: int) -> None:
         groups = int(self._told[kernels.GROUPS_USED]) + count
-        if groups > self._groups.shape[1]:
-            self._groups = _widened(self._groups, max(_FIRST_CAPACITY, 2 * groups))
+        if groups > len(self._groups):
+            self._groups = _lengthened(self._groups, max(_FIRST_CAPACITY, 2 * groups))
         oldest, newest = int(self._told[kernels.OLDEST]), int(self._told[kernels.NEWEST])
         if newest + count > len(self._queue):
             queue = np.empty(max(_FIRST_CAPACITY, 2 * (newest - oldest + count)), np.int64)
             queue[: newest - oldest] = self._queue[oldest:newest]
             self._queue = queue
             self._told[[kernels.OLDEST, kernels.NEWEST]] = 0, newest - oldest
-        if self._rows.shape[1] > self._made.shape[1]:
+        if len(self._rows) > self._made.shape[1]:
             # A row is the first of one match at most, is dropped once, and looked back at once.
-            self._made = np.empty((kernels.MADE_LINES, self._rows.shape[1]), np.int64)
+            self._made = np.empty((kernels.MADE_LINES, len(self._rows)), np.int64)
 
     def _put_out(self, matches: Ints, out: Output) -> None:
         walk = (self._rows, self._automaton, self._terms)
@@ -197,13 +196,13 @@ class MatchOperator(Operator):
     def snapshot(self, epoch: int) -> Mapping[str, StateDelta]:
         """As ``Operator.snapshot``."""
         count = len(self._held)
-        chosen = self._changes.choose(epoch, np.flatnonzero(self._rows[kernels.SLOT, :count] >= 0))
+        chosen = self._changes.choose(epoch, np.flatnonzero(self._rows[:count, kernels.SLOT] >= 0))
         if chosen is None:
             return {}
         ids, full_from = chosen
         columns = [
             *self._held.take(ids).columns,
-            time_array(self._rows[kernels.TIME, ids]),
+            time_array(self._rows[ids, kernels.TIME]),
             pa.array(self._changes.sequence[ids]),
             pa.array(self._masks(ids)),
         ]
@@ -212,9 +211,9 @@ class MatchOperator(Operator):
 
     def _masks(self, ids: Ints) -> Ints:
         """The masks of some rows as state has them: they say which rows begin nothing any more."""
-        rows = self._rows[:, ids]
-        alone = self._slots[kernels.FIRST, rows[kernels.SLOT]] == ids
-        return np.where(alone & (rows[kernels.GROUP] < 0), kernels.LOOKED_AT, rows[kernels.MASK])
+        rows = self._rows[ids]
+        alone = self._slots[rows[:, kernels.SLOT], kernels.FIRST] == ids
+        return np.where(alone & (rows[:, kernels.GROUP] < 0), kernels.LOOKED_AT, rows[:, kernels.MASK])
 
     def restore(self, table: str, batches: Iterable[pa.RecordBatch], full_from: int) -> None:
         """As ``Operator.restore``: what was processed is processed again, and comes to the same."""
@@ -227,7 +226,7 @@ class MatchOperator(Operator):
             first = self._append(pa.record_batch(columns, schema=self._kept), times, fixed_codes(masks))
             self._changes.begin_restored(first, fixed_codes(arrivals))
             ids = np.arange(first, len(self._held))
-            waits = self._rows[kernels.MASK, ids] == kernels.WAITING
+            waits = self._rows[ids, kernels.MASK] == kernels.WAITING
             self._waiting.append(ids[waits])
             done = ids[~waits]
             matches, dropped, _ = self._run(done[np.argsort(times[~waits], kind="stable")], START_OF_TIME)
@@ -245,12 +244,12 @@ class MatchOperator(Operator):
         used = max(len(self._held), len(self._index), int(self._told[kernels.GROUPS_USED]))
         if used <= max(_MIN_GARBAGE, 2 * self._live) and self._automaton.size <= _MOST_ENTRIES:
             return
-        rows = self._rows[:, : len(self._held)]
-        kept = np.flatnonzero(rows[kernels.SLOT] >= 0)
-        moved = np.full(rows.shape[1] + 1, -1)  # the last one is for -1
+        rows = self._rows[: len(self._held)]
+        kept = np.flatnonzero(rows[:, kernels.SLOT] >= 0)
+        moved = np.full(len(rows) + 1, -1)  # the last one is for -1
         moved[kept] = np.arange(len(kept))
-        self._rows = np.ascontiguousarray(rows[:, kept])
-        self._rows[kernels.NEXT] = moved[self._rows[kernels.NEXT]]
+        self._rows = rows[kept]
+        self._rows[:, kernels.NEXT] = moved[self._rows[:, kernels.NEXT]]
         self._compact_slots(moved)
         self._compact_groups(moved)
         self._waiting = [moved[ids] for ids in self._waiting]
@@ -264,36 +263,34 @@ class MatchOperator(Operator):
 
     def _compact_slots(self, moved: Ints) -> None:
         alive: Bools = np.zeros(len(self._index), np.bool_)
-        alive[self._rows[kernels.SLOT]] = True
+        alive[self._rows[:, kernels.SLOT]] = True
         slot_to = self._index.compact(alive)
-        self._rows[kernels.SLOT] = slot_to[self._rows[kernels.SLOT]]
-        self._slots = np.ascontiguousarray(self._slots[:, : len(alive)][:, alive])
-        for line in (kernels.FIRST, kernels.LAST):
-            self._slots[line] = moved[self._slots[line]]
+        self._rows[:, kernels.SLOT] = slot_to[self._rows[:, kernels.SLOT]]
+        self._slots = self._slots[: len(alive)][alive]
+        for column in (kernels.FIRST, kernels.LAST):
+            self._slots[:, column] = moved[self._slots[:, column]]
 
     def _compact_groups(self, moved: Ints) -> None:
-        attempts = np.flatnonzero(self._rows[kernels.GROUP] >= 0)
-        root = self._rows[kernels.GROUP, attempts]
-        parent = self._groups[kernels.PARENT]
+        attempts = np.flatnonzero(self._rows[:, kernels.GROUP] >= 0)
+        root = self._rows[attempts, kernels.GROUP]
+        parent = self._groups[:, kernels.PARENT]
         while bool((parent[root] != root).any()):
             root = parent[root]
         roots, number = np.unique(root, return_inverse=True)
-        self._rows[kernels.GROUP, attempts] = number
-        self._groups = np.ascontiguousarray(self._groups[:, roots])
-        self._groups[kernels.PARENT] = np.arange(len(roots))
-        for line in (kernels.BEST, kernels.BEGIN):
-            self._groups[line] = moved[self._groups[line]]
+        self._rows[attempts, kernels.GROUP] = number
+        self._groups = self._groups[roots]
+        self._groups[:, kernels.PARENT] = np.arange(len(roots))
+        for column in (kernels.BEST, kernels.BEGIN):
+            self._groups[:, column] = moved[self._groups[:, column]]
         self._told[kernels.GROUPS_USED] = len(roots)
         slot_of = np.empty(len(roots), np.int64)
-        slot_of[number] = self._rows[kernels.SLOT, attempts]
-        moving = np.flatnonzero(self._groups[kernels.STATE] > kernels.DONE)
-        self._slots[kernels.GROUPS] = -1
-        top_kernels.link(slot_of[moving], moving, self._slots[kernels.GROUPS], self._groups[kernels.FOLLOWING])
+        slot_of[number] = self._rows[attempts, kernels.SLOT]
+        kernels.list_groups(slot_of, self._slots, self._groups)
         if self._automaton.size > _MOST_ENTRIES:
-            self._groups[kernels.STATE] = self._automaton.keep(self._groups[kernels.STATE])
+            self._groups[:, kernels.STATE] = self._automaton.keep(self._groups[:, kernels.STATE])
 
 
-def _widened(array: Ints, width: int) -> Ints:
-    out = np.full((array.shape[0], width), -1, np.int64)
-    out[:, : array.shape[1]] = array
+def _lengthened(array: Ints, length: int) -> Ints:
+    out = np.full((length, array.shape[1]), -1, np.int64)
+    out[: len(array)] = array
     return out

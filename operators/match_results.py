@@ -95,7 +95,7 @@ class Results:
 
     def _batch(self, matches: Matches, held: Rows) -> pa.RecordBatch:
         begin, end, known = matches.found
-        times = matches.rows[kernels.TIME]
+        times = matches.rows[:, kernels.TIME]
         columns = {
             MATCH_START: time_array(times[begin]),
             MATCH_END: time_array(times[end]),
@@ -110,7 +110,7 @@ class Results:
 
     def _aggregated(self, matches: Matches, held: Rows) -> dict[str, pa.Array]:
         rows, labels, numbers = matches.labelled()
-        times = matches.rows[kernels.TIME]
+        times = matches.rows[:, kernels.TIME]
         columns: dict[str, pa.Array] = {}
         for label in sorted({result.label for result in self._results}):
             chosen = slice(None) if label == ALL_ROWS else labels == label
