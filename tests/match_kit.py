@@ -183,7 +183,8 @@ NODES = st.recursive(
 @st.composite
 def patterns(draw: st.DrawFn) -> str:
     """Texts of patterns that may be looked for."""
-    parts: list[Node] = [draw(NODES)]
+    parts: list[Node] = [Take("begin")] if draw(st.integers(0, 2)) == 0 else []
+    parts.append(draw(NODES))
     if draw(st.booleans()):
         parts.append(Absent(draw(NAMES)))
     if draw(st.booleans()):
@@ -207,7 +208,7 @@ def cases(draw: st.DrawFn) -> Case:
     for name in names:
         kinds: list[Callable[[str], tuple[Expr, Holds]]] = [below] if draw(st.integers(0, 3)) == 0 else []
         if begin is not None and name != begin and draw(st.booleans()):
-            kinds = [lambda _: above_begin(begin), lambda _: other_text(begin)]
+            kinds += [lambda _: above_begin(begin), lambda _: other_text(begin)]
         wanted = draw(st.text(LETTERS, min_size=1, max_size=3))
         condition = draw(st.sampled_from(kinds))(name) if kinds else letters(wanted)
         if draw(st.integers(0, 5)):
