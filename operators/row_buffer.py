@@ -144,7 +144,7 @@ class RowBuffer:
                 yield pairs.rows[:count], pairs.ids[:count]
 
     def holds(self, slots: Ints) -> Bools:
-        """Return which slots have had rows, none of which was ever dropped."""
+        """Return which slots have rows; for buffers from which none is ever dropped."""
         return self._head[slots] >= 0
 
     def take(self, ids: Ints, names: list[str] | None = None) -> pa.RecordBatch:
