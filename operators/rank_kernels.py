@@ -283,6 +283,29 @@ def _take_back(  # noqa: PLR0913, PLR0917
     _refill(entries, slots, kinds, heap, layout, entries[entry, SLOT], counts, notes)
 
 
+@kernel
+def _admit(  # noqa: PLR0913, PLR0917
+    entries: Any, slots: Any, kinds: Any, heap: Any, layout: Any, entry: int, counts: Any, notes: Any
+) -> bool:
+    """Put an entry on its list if it belongs there, and drop what then is there too much."""
+    slot = entries[entry, SLOT]
+    full = slots[slot, SIZE] >= layout.n
+    order = compare(entries, kinds, heap, entry, slots[slot, WORST]) if full else -1
+    if order > 0 or (order == 0 and not (layout.ties or layout.newest)):
+        return False
+    _insert(entries, slots, kinds, heap, layout, entry)
+    _note(entries, counts, notes, entry)
+    # What equals the n-th pushes nobody out if ties are kept.
+    if full and not (layout.ties and order == 0):
+        for _ in range(_surplus(entries, slots, kinds, heap, layout, slot)):
+            old = slots[slot, WORST]
+            _unlink(entries, slots, old)
+            _note(entries, counts, notes, old)
+            if layout.returns:
+                _wait(entries, slots, kinds, heap, layout, old)
+    return True
+
+
 # -- what is called --------------------------------------------------------------------------------------------
 
 
@@ -349,23 +372,10 @@ def change(  # noqa: PLR0913, PLR0917  one loop, spelled out for the compiler
         slot = slot_of_row[row]
         after = _stage(entries, heap, layout, entry, fresh, texts, row, used)
         entries[entry, SLOT], entries[entry, SHOWN], entries[entry, PLACE] = slot, 0, GONE
-        full = slots[slot, SIZE] >= layout.n
-        order = compare(entries, kinds, heap, entry, slots[slot, WORST]) if full else -1
-        if order > 0 or (order == 0 and not (layout.ties or layout.newest)):
+        if not _admit(entries, slots, kinds, heap, layout, entry, counts, notes):
             if not layout.returns:
                 continue
             _wait(entries, slots, kinds, heap, layout, entry)
-        else:
-            _insert(entries, slots, kinds, heap, layout, entry)
-            _note(entries, counts, notes, entry)
-            # What equals the n-th pushes nobody out if ties are kept.
-            if full and not (layout.ties and order == 0):
-                for _ in range(_surplus(entries, slots, kinds, heap, layout, slot)):
-                    old = slots[slot, WORST]
-                    _unlink(entries, slots, old)
-                    _note(entries, counts, notes, old)
-                    if layout.returns:
-                        _wait(entries, slots, kinds, heap, layout, old)
         if layout.returns:
             entries[entry, layout.equal] = newest_of[contents[row]]
             newest_of[contents[row]] = entry
