@@ -104,6 +104,9 @@ class _Counting:
     def emit(self, batch: pa.RecordBatch, port: str = MAIN) -> None:
         self.rows[port] += batch.num_rows
 
+    def dead_letter(self, rows: pa.RecordBatch, *ignored: object, **more: object) -> None:
+        raise AssertionError(f"deduplication takes every row, not so {rows.num_rows}, {ignored}, {more}")
+
 
 class _Contender(Protocol):
     def feed(self, batch: pa.RecordBatch) -> None: ...

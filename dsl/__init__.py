@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         StoreCorrupt,
         StoreError,
         StoreLocked,
+        TooManyDeadLetters,
         UserCodeError,
     )
     from millstream.engine.expression import Expr, call, col, lit, when
@@ -67,6 +68,7 @@ _HOMES = {
         "StoreCorrupt",
         "StoreError",
         "StoreLocked",
+        "TooManyDeadLetters",
         "UserCodeError",
     ),
     "millstream.engine.expression": ("Expr", "call", "col", "lit", "when"),
@@ -104,6 +106,7 @@ __all__ = [
     "StoreError",
     "StoreLocked",
     "Stream",
+    "TooManyDeadLetters",
     "UserCodeError",
     "aggregate",
     "approx_count_distinct",

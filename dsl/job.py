@@ -106,6 +106,7 @@ class Job:
         exactly_once: bool = False,
         drop_state: Sequence[str] = (),
         start_from: str | Path | None = None,
+        max_dead_letters: int = 10_000,
         control: Control | None = None,
         on_status: Callable[[JobStatus], None] | None = None,
         moved_from: str | Path | None = None,
@@ -124,6 +125,7 @@ class Job:
                 in the job, or that mean something else now. What fits is kept all the same.
             start_from: what a store begins with that is not there yet: ``"STORE@NAME"`` for a savepoint of another,
                 ``"STORE@12"`` for one of its epochs, or the file of either.
+            max_dead_letters: how many dead letters the store may hold; with more the job fails.
             control: to stop it from elsewhere.
             on_status: called now and then with the job's numbers.
             moved_from: the folder that held store, input and output before they were moved, all together. Without
@@ -133,6 +135,7 @@ class Job:
             JobError: the job cannot work as written.
             StateMismatch: the store holds state of another form of this job, which would be lost.
             StoreLocked: the job is already running.
+            TooManyDeadLetters: it put more aside than ``max_dead_letters``; what came before is committed.
             JobFailed: it failed more often than ``restarts`` in a row.
             MemoryExceeded: its state has outgrown ``memory``.
         """
@@ -146,7 +149,7 @@ class Job:
             raise JobError("start_from= begins a new store: say where it is to be, as in job.run('new.duckdb', ...)")
         settings = RunSettings(
             store=Path(store) if store is not None else None,
-            checkpoints=_checkpoint_settings(every, checkpoint_timeout, memory),
+            checkpoints=_checkpoint_settings(every, checkpoint_timeout, memory, max_dead_letters),
             restarts=restarts,
             drop_state=tuple(drop_state),
             start_from=None if start_from is None else str(start_from),
@@ -164,7 +167,9 @@ def _refuse_while_imported() -> None:
         )
 
 
-def _checkpoint_settings(every: Duration, checkpoint_timeout: Duration, memory: str | int | None) -> CheckpointSettings:
+def _checkpoint_settings(
+    every: Duration, checkpoint_timeout: Duration, memory: str | int | None, max_dead_letters: int
+) -> CheckpointSettings:
     from millstream.engine.memory import parse_bytes
     from millstream.engine.runtime.coordinator import CheckpointSettings
 
@@ -173,7 +178,10 @@ def _checkpoint_settings(every: Duration, checkpoint_timeout: Duration, memory: 
         raise JobError(f"every={every!r}: the time between checkpoints must be positive, as in every='1s'")
     if timeout <= 0:
         raise JobError(f"checkpoint_timeout={checkpoint_timeout!r} must be positive, as in '10m'")
-    return CheckpointSettings(interval, timeout, memory=None if memory is None else parse_bytes(memory))
+    if max_dead_letters < 0:
+        raise JobError(f"max_dead_letters={max_dead_letters}: at least 0, which allows none")
+    limit = None if memory is None else parse_bytes(memory)
+    return CheckpointSettings(interval, timeout, memory=limit, max_dead_letters=max_dead_letters)
 
 
 def _demand_exactly_once(plan: Plan) -> None:

@@ -16,7 +16,7 @@ from millstream.engine.operator import MAIN, OperatorSpec
 from millstream.engine.sink import Sink
 from millstream.engine.time import Duration
 from millstream.operators.project import Filter, Project
-from millstream.operators.python import FlatMap, Map, MapBatches
+from millstream.operators.python import FlatMap, Map, MapBatches, OnError
 from millstream.operators.union import Union
 from millstream.projecting import named_column, renamed_key, renamed_time
 
@@ -123,22 +123,30 @@ class Stream:
     # -- Python functions --------------------------------------------------------------------------------------
 
     def map_batches(
-        self, fn: Callable[[pa.RecordBatch], pa.RecordBatch], *, schema: Schema | None = None, name: str | None = None
+        self,
+        fn: Callable[[pa.RecordBatch], pa.RecordBatch],
+        *,
+        schema: Schema | None = None,
+        on_error: OnError = "fail",
+        name: str | None = None,
     ) -> Stream:
         """Apply a function to whole Arrow batches.
 
         Args:
-            fn: takes and returns a ``pa.RecordBatch`` (any number of rows).
+            fn: takes and returns a ``pa.RecordBatch`` (any number of rows). Where batches begin and end is not fixed.
             schema: what it returns; without one it is called once with an empty batch to find out.
+            on_error: "fail" stops the job; "dead_letter" calls the function again with halves of the batch, and
+                halves of these, puts the rows aside that fail by themselves, and goes on with the others.
             name: names the operator.
         """
-        return self._then(MapBatches(fn, schema), self._time, name)
+        return self._then(MapBatches(fn, schema, on_error, self._time), self._time, name)
 
     def map(
         self,
         fn: Callable[[dict[str, Any]], dict[str, Any]],
         *,
         schema: Schema | None = None,
+        on_error: OnError = "fail",
         name: str | None = None,
     ) -> Stream:
         """Apply a function to each row, as a dict.
@@ -146,6 +154,8 @@ class Stream:
         Args:
             fn: takes a row and returns one, with exactly the columns of ``schema``.
             schema: what it returns, as in ``{"id": "int64", "label": str}``; cannot be left out.
+            on_error: what becomes of a row for which it raises, or returns what does not fit the schema: "fail" stops
+                the job; "dead_letter" puts the row aside in the store, with the error, and goes on.
             name: names the operator.
 
         >>> import millstream as ms
@@ -153,17 +163,18 @@ class Stream:
         >>> s.map(lambda row: {"b": row["a"] + 1}, schema={"b": "int64"}).columns
         ['b']
         """
-        return self._then(Map(fn, schema), self._time, name)
+        return self._then(Map(fn, schema, on_error, self._time), self._time, name)
 
     def flat_map(
         self,
         fn: Callable[[dict[str, Any]], Iterable[dict[str, Any]]],
         *,
         schema: Schema | None = None,
+        on_error: OnError = "fail",
         name: str | None = None,
     ) -> Stream:
         """Replace each row (a dict) by any number of rows, returned or yielded; else as ``map``."""
-        return self._then(FlatMap(fn, schema), self._time, name)
+        return self._then(FlatMap(fn, schema, on_error, self._time), self._time, name)
 
     # -- several streams ---------------------------------------------------------------------------------------
 

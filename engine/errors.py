@@ -11,6 +11,7 @@ The tree answers two questions: whose fault is it, and does trying again make se
     ├── ExternalError         a disk, a server, a file let us down (outside; retried)
     │   └── StoreError        the checkpoint store could not be read or written
     │       └── StoreCorrupt  the store contradicts itself or its witness (never retried)
+    ├── TooManyDeadLetters    more was put aside than is allowed (data or user; never retried)
     ├── StoreLocked           another process runs this job (user; never retried)
     ├── JobFailed             the job gave up after its retries; the cause is chained
     │   ├── JobHangs          something in it does not come back; a new process may go on
@@ -63,6 +64,10 @@ class StoreCorrupt(StoreError):
     """The store contradicts its own manifest or the witness beside it; it is never half-read."""
 
     restartable = False
+
+
+class TooManyDeadLetters(MillstreamError):
+    """More rows or lines were put aside than is allowed: a job that puts everything aside must not look healthy."""
 
 
 class StoreLocked(MillstreamError):

@@ -32,6 +32,8 @@ NAMES: Final = (
     "store.before_commit",  # the manifest row written, not committed
     "store.after_commit",  # past the commit point; nobody knows
     "store.witness",  # before the witness file follows
+    "letters.change",  # dead letters marked or dropped by a command, not committed
+    "letters.replay",  # before dead letters are handed back to an operator
     "store.prune",  # before old epochs are deleted
     "store.checkpoint",  # before DuckDB folds its write-ahead log
     "copy.written",  # a savepoint or fork is complete under a temporary name

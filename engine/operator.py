@@ -23,11 +23,39 @@ MAIN = "main"
 """The port every operator has."""
 
 
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """Why a row could not be processed.
+
+    Attributes:
+        type: the name of the error's class, for counting: ``"ZeroDivisionError"``.
+        message: what is wrong, for people.
+    """
+
+    type: str
+    message: str
+
+
 class Output(Protocol):
     """Where an operator puts what it makes."""
 
     def emit(self, batch: pa.RecordBatch, port: str = MAIN) -> None:
         """Pass a batch on; an empty one goes no further."""
+        ...
+
+    def dead_letter(
+        self, rows: pa.RecordBatch, faults: Sequence[Fault], *, times: pa.Array | None = None, code: str = ""
+    ) -> None:
+        """Put rows aside that cannot be processed, if the user has asked for that instead of an error.
+
+        They become durable with the epoch in which they came, and may be processed again later.
+
+        Args:
+            rows: as they came in, by the only input, with all columns.
+            faults: one for each row.
+            times: the event time of each row, timestamp[us]; None if it has none.
+            code: the version of the function that could not take them.
+        """
         ...
 
 

@@ -82,7 +82,7 @@ def decide(
     elsewhere = _elsewhere(facts, job, moved_from)
     if elsewhere is not None:
         return elsewhere
-    if facts.last.kind is BarrierKind.FINAL:
+    if facts.last.kind is BarrierKind.FINAL and not facts.replays:
         return CommitAgain(facts.last.epoch, accepted.dropped)
     new = tuple(c.name for c in changes if c.verdict is Verdict.NEW)
     migrated = tuple(c.name for c in changes if c.verdict is Verdict.MIGRATED)

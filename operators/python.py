@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import functools
 import inspect
-from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar, Final
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, TypeAlias
 
 import pyarrow as pa
-from millstream.engine.changelog import is_changelog, unweighted, weighted, weights_of
-from millstream.engine.codes import Ints
-from millstream.engine.errors import DataError, JobError, MillstreamError, SchemaError, UserCodeError
+from millstream.engine.changelog import is_changelog, weighted
+from millstream.engine.errors import JobError, SchemaError
 from millstream.engine.expression_types import Schema, schema_of, shown_scalar
-from millstream.engine.operator import MAIN, Operator, OperatorSpec, Output
-from millstream.operators.python_values import typed_array
+from millstream.engine.operator import MAIN, Operator, OperatorSpec
 
-_MOST_ROWS: Final = 65_536
+if TYPE_CHECKING:
+    from millstream.engine.expression import Expr
+
 _SHOWN: Final = 400
+
+OnError: TypeAlias = Literal["fail", "dead_letter"]
+"""What becomes of rows a function cannot take: the job stops, or they are put aside."""
 
 RowFunction = Callable[[dict[str, Any]], Any]
 
@@ -62,38 +64,57 @@ def check_function(fn: Callable[..., Any], caller: str, count: int, takes: str) 
         raise JobError(f"{caller} calls its function with {takes}; {function_place(fn)} takes {signature}") from None
 
 
-class _FunctionSpec(OperatorSpec):
+class FunctionSpec(OperatorSpec):
     """What the three have in common."""
 
     takes: ClassVar[str]
 
-    def __init__(self, fn: Callable[..., Any], schema: Schema | None) -> None:
+    def __init__(
+        self,
+        fn: Callable[..., Any],
+        schema: Schema | None,
+        on_error: OnError = "fail",
+        time: Expr | None = None,
+    ) -> None:
+        if on_error not in ("fail", "dead_letter"):
+            raise JobError(f"{self.kind}(): on_error is 'fail' or 'dead_letter', got {on_error!r}")
         self.fn = fn
         self.schema = None if schema is None else schema_of(schema)
+        self.on_error = on_error
+        self.time = time
         self._check_function()
 
     def _check_function(self) -> None:
         check_function(self.fn, f"{self.kind}()", 1, f"one argument, {self.takes}")
 
+    def describe(self) -> str:
+        """One line for the plan."""
+        return self.identity() + (", errors to dead letters" if self.on_error == "dead_letter" else "")
+
     def identity(self) -> str:
-        """The function's name and the schema it promises."""
+        """The function's name and the schema it promises; what becomes of errors may change from start to start."""
         promised = "" if self.schema is None else f", {shown_schema(self.schema)}"
         return f"{self.kind}({function_name(self.fn)}{promised})"
 
     def __eq__(self, other: object) -> bool:
-        return type(self) is type(other) and self.identity() == other.identity() and self.fn == other.fn
+        if type(self) is not type(other):
+            return False
+        return (self.identity(), self.fn, self.on_error) == (other.identity(), other.fn, other.on_error)
 
     def __hash__(self) -> int:
         return hash(self.identity())
 
 
-class MapBatches(_FunctionSpec):
+class MapBatches(FunctionSpec):
     """Apply a function to whole batches.
 
     Args:
         fn: takes a ``pa.RecordBatch`` and returns one (or a ``pa.Table``) with any number of rows. Where batches
             begin and end is not fixed: each row must be treated alike whichever rows it comes with.
         schema: what it returns; None: it is asked with an empty batch.
+        on_error: "dead_letter": a batch that fails is halved, and halved again, until the rows that fail by themselves
+            are found; they are put aside, and the function's answers for the others go on.
+        time: the rows' event time, to be shown with those that were put aside.
     """
 
     takes = "a pa.RecordBatch"
@@ -126,61 +147,29 @@ class MapBatches(_FunctionSpec):
 
     def build(self, inputs: Sequence[pa.Schema]) -> Operator:
         """Make one running copy."""
-        return _MapBatchesOperator(self.fn, self.output_schemas(inputs)[MAIN])
+        from millstream.operators.python_operator import MapBatchesOperator
+
+        return MapBatchesOperator(self, self.output_schemas(inputs)[MAIN])
 
 
-class _MapBatchesOperator(Operator):
-    def __init__(self, fn: Callable[..., Any], schema: pa.Schema) -> None:
-        self._fn = fn
-        self._schema = schema
-
-    def process(self, batch: pa.RecordBatch, out: Output) -> None:
-        try:
-            result = self._fn(batch)
-        except MillstreamError:
-            raise
-        except Exception as error:
-            raise UserCodeError(
-                f"{function_place(self._fn)} raised {type(error).__name__}: {error}, "
-                f"for a batch of {batch.num_rows} rows; its first: {shown_row(batch, 0)}"
-            ) from error
-        for part in self._batches(result):
-            out.emit(part)
-
-    def _batches(self, result: Any) -> Iterator[pa.RecordBatch]:
-        if not isinstance(result, (pa.RecordBatch, pa.Table)):
-            raise UserCodeError(f"{function_place(self._fn)} must return a pa.RecordBatch, got {shown(result)}")
-        if not _same_columns(result.schema, self._schema):
-            raise UserCodeError(
-                f"{function_place(self._fn)} must return the columns {shown_schema(self._schema)}, "
-                f"got {shown_schema(result.schema)}"
-            )
-        for part in result.to_batches() if isinstance(result, pa.Table) else [result]:
-            if part.num_rows:
-                yield self._with_promised_schema(part)
-
-    def _with_promised_schema(self, part: pa.RecordBatch) -> pa.RecordBatch:
-        for field, column in zip(self._schema, part.columns, strict=True):
-            if column.null_count and not field.nullable:
-                raise UserCodeError(
-                    f"{function_place(self._fn)} must not return nulls in {field.name!r}, which the schema says is "
-                    "never null"
-                )
-        return pa.RecordBatch.from_arrays(part.columns, schema=self._schema)
-
-
-class _RowFunctionSpec(_FunctionSpec):
+class _RowFunctionSpec(FunctionSpec):
     """A function over rows as dicts; its schema must be given, since rows have no types."""
 
     takes = "a row as a dict"
     schema: pa.Schema
 
-    def __init__(self, fn: RowFunction, schema: Schema) -> None:
+    def __init__(
+        self,
+        fn: RowFunction,
+        schema: Schema,
+        on_error: OnError = "fail",
+        time: Expr | None = None,
+    ) -> None:
         if schema is None:
             raise JobError(
                 f"{self.kind}() needs schema={{...}}: the columns that its function returns, and their types"
             )
-        super().__init__(fn, schema)
+        super().__init__(fn, schema, on_error, time)
 
     def output_schemas(self, inputs: Sequence[pa.Schema]) -> Mapping[str, pa.Schema]:
         """Return the schema as promised, with a weight if the input has one."""
@@ -198,6 +187,8 @@ class Map(_RowFunctionSpec):
     Args:
         fn: returns a dict with exactly the columns of the schema.
         schema: a ``pa.Schema``, or names with types: ``{"id": "int64", "name": str}``.
+        on_error: "dead_letter": a row for which it raises, or returns what does not fit, is put aside whole.
+        time: the rows' event time, to be shown with those that were put aside.
     """
 
     @property
@@ -213,7 +204,9 @@ class Map(_RowFunctionSpec):
     def build(self, inputs: Sequence[pa.Schema]) -> Operator:
         """Make one running copy."""
         del inputs
-        return _MapOperator(self.fn, self.schema)
+        from millstream.operators.python_operator import MapOperator
+
+        return MapOperator(self, self.schema)
 
 
 class FlatMap(_RowFunctionSpec):
@@ -221,7 +214,7 @@ class FlatMap(_RowFunctionSpec):
 
     Args:
         fn: returns or yields dicts with exactly the columns of the schema.
-        schema: as for ``Map``.
+        schema, on_error, time: as for ``Map``; of a row that is put aside nothing goes on.
     """
 
     @property
@@ -232,134 +225,9 @@ class FlatMap(_RowFunctionSpec):
     def build(self, inputs: Sequence[pa.Schema]) -> Operator:
         """Make one running copy."""
         del inputs
-        return _FlatMapOperator(self.fn, self.schema)
+        from millstream.operators.python_operator import FlatMapOperator
 
-
-class _RowOperator(Operator):
-    """Runs a function row by row; remembers which row each result came from, for the error."""
-
-    def __init__(self, fn: RowFunction, schema: pa.Schema) -> None:
-        self._fn = fn
-        self._schema = schema
-        self._names = frozenset(schema.names)
-
-    def process(self, batch: pa.RecordBatch, out: Output) -> None:
-        weights = weights_of(batch) if is_changelog(batch.schema) else None
-        batch = batch.select(unweighted(batch.schema).names)
-        results: list[Any] = []
-        origins: list[int] = []
-        index = -1
-        rows = _rows(batch)
-        try:
-            for index, row in enumerate(rows):
-                for result in self._results(row):
-                    results.append(result)
-                    origins.append(index)
-                if len(results) >= _MOST_ROWS:
-                    out.emit(self._weighted(self._batch(results, origins, batch), origins, weights))
-                    results, origins = [], []
-        except MillstreamError:
-            raise
-        except _Misuse as misuse:
-            raise self._blamed(str(misuse), batch, index) from None
-        except Exception as error:
-            raise self._blamed(f"raised {type(error).__name__}: {error}", batch, index) from error
-        if results:
-            out.emit(self._weighted(self._batch(results, origins, batch), origins, weights))
-
-    def _weighted(self, made: pa.RecordBatch, origins: list[int], weights: Ints | None) -> pa.RecordBatch:
-        if weights is None:
-            return made
-        return pa.RecordBatch.from_arrays([*made.columns, pa.array(weights[origins])], schema=weighted(self._schema))
-
-    @abstractmethod
-    def _results(self, row: dict[str, Any]) -> Iterable[Any]:
-        """Call the function."""
-
-    def _batch(self, results: list[Any], origins: list[int], batch: pa.RecordBatch) -> pa.RecordBatch:
-        """Turn dicts into columns; what is wrong with them is looked for only once something is."""
-        if all(type(result) is dict and result.keys() == self._names for result in results):
-            try:
-                arrays = [typed_array([result[field.name] for result in results], field.type) for field in self._schema]
-            except (pa.ArrowException, TypeError, ValueError, OverflowError):
-                pass
-            else:
-                if all(
-                    field.nullable or not array.null_count for field, array in zip(self._schema, arrays, strict=True)
-                ):
-                    return pa.RecordBatch.from_arrays(arrays, schema=self._schema)
-        for result, origin in zip(results, origins, strict=True):
-            fault = self._fault(result)
-            if fault:
-                raise self._blamed(fault, batch, origin)
-        arrays = [typed_array([result[field.name] for result in results], field.type) for field in self._schema]
-        return pa.RecordBatch.from_arrays(arrays, schema=self._schema)
-
-    def _fault(self, result: Any) -> str:
-        """Say what is wrong with a result; "" if nothing is."""
-        if not isinstance(result, Mapping):
-            hint = "; to leave rows out, use filter() or flat_map()" if result is None else ""
-            return f"must return a dict, got {shown(result)}{hint}"
-        missing, extra = sorted(self._names - result.keys()), sorted(map(str, result.keys() - self._names))
-        if missing or extra:
-            lacks = f" lacks {', '.join(map(repr, missing))}" if missing else ""
-            has = f" also has {', '.join(map(repr, extra))}" if extra else ""
-            return (
-                f"must return a dict with exactly the keys {', '.join(map(repr, self._schema.names))}; "
-                f"it{lacks}{' and' if lacks and has else ''}{has}: {shown(dict(result))}"
-            )
-        for field in self._schema:
-            value = result[field.name]
-            if value is None and not field.nullable:
-                return f"must not return None for {field.name!r}, which the schema says is never null"
-            try:
-                typed_array([value], field.type)
-            except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
-                return f"must return {field.type} for {field.name!r}, got {shown(value)} ({_shortened(str(error))})"
-        return ""
-
-    def _blamed(self, what: str, batch: pa.RecordBatch, index: int) -> UserCodeError:
-        return UserCodeError(f"{function_place(self._fn)} {what}; the row is {shown_row(batch, max(index, 0))}")
-
-
-class _Misuse(Exception):
-    """The function returned what cannot be gone through."""
-
-
-class _MapOperator(_RowOperator):
-    def _results(self, row: dict[str, Any]) -> Iterable[Any]:
-        return (self._fn(row),)
-
-
-class _FlatMapOperator(_RowOperator):
-    def _results(self, row: dict[str, Any]) -> Iterable[Any]:
-        results = self._fn(row)
-        if isinstance(results, (Mapping, str, bytes)) or not isinstance(results, Iterable):
-            raise _Misuse(f"must return dicts in a list, or yield them, got {shown(results)}")
-        return results
-
-
-def _rows(batch: pa.RecordBatch) -> Iterator[dict[str, Any]]:
-    """By columns: twice as fast as ``to_pylist``.
-
-    Raises:
-        DataError: Python has no such value: a time after the year 9999, or one with nanoseconds.
-    """
-    names = batch.schema.names
-    columns = []
-    for name, column in zip(names, batch.columns, strict=True):
-        try:
-            columns.append(column.to_pylist())
-        except (ValueError, OverflowError) as error:
-            raise DataError(
-                f"column {name!r} ({column.type}) has a value that Python cannot hold ({error}): leave the column out "
-                "with drop(), or .cast(...) it, before map() or flat_map()"
-            ) from error
-    return (dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True))
-
-
-def _same_columns(got: pa.Schema, expected: pa.Schema) -> bool:
-    return got.names == expected.names and all(a.equals(b) for a, b in zip(got.types, expected.types, strict=True))
+        return FlatMapOperator(self, self.schema)
 
 
 def _empty_batch(schema: pa.Schema) -> pa.RecordBatch:
@@ -374,13 +242,14 @@ def shown_schema(schema: pa.Schema) -> str:
 def shown_row(batch: pa.RecordBatch, index: int) -> str:
     """Return a row for an error, shortened."""
     values = (f"{name!r}: {shown_scalar(batch.column(name)[index])}" for name in batch.schema.names)
-    return _shortened(f"{{{', '.join(values)}}}")
+    return short(f"{{{', '.join(values)}}}")
 
 
 def shown(value: Any) -> str:
     """Return a value for an error, shortened, with its type."""
-    return _shortened(f"{value!r} ({type(value).__name__})")
+    return short(f"{value!r} ({type(value).__name__})")
 
 
-def _shortened(text: str) -> str:
+def short(text: str) -> str:
+    """Return the beginning of a text that is long."""
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."

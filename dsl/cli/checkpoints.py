@@ -78,7 +78,8 @@ def show(store: Path, epoch: int | None, form: str | None) -> None:
     For every operator what it keeps (rows, bytes of their values, rows this epoch wrote), for sources the position
     of each split, for sinks what this epoch handed over to be made visible.
     """
-    from millstream.cli.tables import as_json, wants_table
+    from millstream.cli.tables import wants_table
+    from millstream.engine.as_json import as_json
     from millstream.engine.store.reader import StoreReader
 
     with StoreReader.open(store) as reader:

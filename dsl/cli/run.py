@@ -85,6 +85,14 @@ GRACE = 2.0
     metavar="STORE@NAME",
     help="Begin a new --store with a savepoint of another one (or STORE@EPOCH, or a savepoint's FILE).",
 )
+@click.option(
+    "--max-dead-letters",
+    metavar="N",
+    type=click.IntRange(min=0),
+    default=10_000,
+    show_default=True,
+    help="Dead letters the store may hold; with more the job fails. millstream deadletters shows, replays, drops them.",
+)
 @click.option("--supervise", "supervised", is_flag=True, help="Start the job again whenever something kills it.")
 def run(  # noqa: PLR0913, PLR0917 - one parameter per option
     job: str,
@@ -98,6 +106,7 @@ def run(  # noqa: PLR0913, PLR0917 - one parameter per option
     moved_from: Path | None,
     drop_state: tuple[str, ...],
     start_from: str | None,
+    max_dead_letters: int,
     supervised: bool,
 ) -> None:
     """Run the job in FILE. Killed at any moment and run again, it goes on where it was.
@@ -138,6 +147,7 @@ def run(  # noqa: PLR0913, PLR0917 - one parameter per option
                     exactly_once=exactly_once,
                     drop_state=drop_state,
                     start_from=start_from,
+                    max_dead_letters=max_dead_letters,
                     control=control,
                     on_status=progress.update,
                     moved_from=moved_from,

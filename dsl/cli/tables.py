@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import math
 import sys
 from collections.abc import Mapping, Sequence
-from decimal import Decimal
 from typing import Any
 
 import click
+from millstream.engine.as_json import as_json
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -44,33 +42,6 @@ def console() -> Console:
     """Standard output; without a terminal lines are as long as they are."""
     terminal = sys.stdout.isatty()
     return Console(file=sys.stdout, force_terminal=terminal, width=None if terminal else 10_000)
-
-
-def as_json(value: Any, indent: int | None = None) -> str:
-    """Return a value as JSON: times and decimals as text, bytes in hexadecimal, NaN and infinities as null.
-
-    >>> as_json({"sum": Decimal(7), "price": Decimal("1.50"), "raw": b"\x01", "rate": float("nan")})
-    '{"sum": 7, "price": "1.50", "raw": "01", "rate": null}'
-    """
-    return json.dumps(_plain(value), indent=indent, ensure_ascii=False)
-
-
-def _plain(value: Any) -> Any:
-    match value:
-        case None | bool() | int() | str():
-            return value
-        case float():
-            return value if math.isfinite(value) else None
-        case Decimal() if value.as_tuple().exponent == 0:
-            return int(value)  # DuckDB's sums of integers come as decimals
-        case bytes():
-            return value.hex()
-        case Mapping():
-            return {str(key): _plain(inner) for key, inner in value.items()}
-        case list() | tuple():
-            return [_plain(inner) for inner in value]
-        case _:
-            return str(value)
 
 
 def _is_number(value: Any) -> bool:

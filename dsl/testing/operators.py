@@ -10,7 +10,7 @@ import pyarrow as pa
 from millstream.engine.changelog import WEIGHT, unweighted
 from millstream.engine.element import Watermark
 from millstream.engine.hashing import exchange_hash, partition
-from millstream.engine.operator import MAIN, ExchangeKind, Operator, OperatorContext, OperatorSpec
+from millstream.engine.operator import MAIN, ExchangeKind, Fault, Operator, OperatorContext, OperatorSpec
 from millstream.engine.time import END_OF_TIME
 from millstream.testing.rows import demand, rows_of, settled
 from millstream.testing.states import StateModel
@@ -31,6 +31,10 @@ class On:
 
     input: int
     batch: pa.RecordBatch
+
+
+DEAD_LETTERS = "dead_letters"
+"""Under this name ``check_operator`` returns what was put aside: row, error_type and error of each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +85,8 @@ def check_operator(
         schemas: of the inputs; may be left out when every input has a batch in the script.
 
     Returns:
-        The rows of each port, in the order of the first way.
+        The rows of each port, in the order of the first way; under ``"dead_letters"``, if there are any, the rows that
+        were put aside, each as ``{"row": ..., "error_type": ..., "error": ...}``. These must be the same each time too.
 
     Raises:
         AssertionError: a way gave other rows, or a promise was broken.
@@ -101,10 +106,16 @@ def check_operator(
         got = _run(spec, inputs, way)
         for port in sorted(first.keys() | got.keys()):
             where = f"{spec.describe()}, {way.name}, port {port!r}"
-            demand(got.get(port, []), first.get(port, []), where + (f" ({way.hint})" if way.hint else ""))
+            demand(_compared(got, port), _compared(first, port), where + (f" ({way.hint})" if way.hint else ""))
     _check_pruning(spec, inputs, steps, first)
     _check_shortcuts(spec, steps, first)
     return first
+
+
+def _compared(rows: Rows, port: str) -> list[dict[str, Any]]:
+    """The rows of a port, without the messages of errors: these may show addresses."""
+    found = rows.get(port, [])
+    return [{**row, "error": ""} for row in found] if port == DEAD_LETTERS else found
 
 
 def _schemas_in(steps: Sequence[Step]) -> list[pa.Schema]:
@@ -150,7 +161,9 @@ class _Promised:
 
     def __init__(self, spec: OperatorSpec, inputs: Sequence[pa.Schema]) -> None:
         self._what = spec.describe()
+        self._inputs = list(inputs)
         self._schemas = spec.output_schemas(inputs)
+        self.put_aside: list[dict[str, Any]] = []
         self.batches: dict[str, list[pa.RecordBatch]] = {}
 
     def emit(self, batch: pa.RecordBatch, port: str = MAIN) -> None:
@@ -162,6 +175,19 @@ class _Promised:
         batch.validate(full=True)
         if batch.num_rows:
             self.batches.setdefault(port, []).append(batch)
+
+    def dead_letter(
+        self, rows: pa.RecordBatch, faults: Sequence[Fault], *, times: pa.Array | None = None, code: str = ""
+    ) -> None:
+        """Keep rows that were put aside, as rows of a port of their own."""
+        where = f"{self._what} puts rows aside"
+        assert self._inputs == [rows.schema], f"{where} with {rows.schema}: rows must be as they came in, all columns"
+        assert len(faults) == rows.num_rows > 0, f"{where}: {len(faults)} faults of {rows.num_rows} rows"
+        assert all(fault.type for fault in faults), f"{where} without the type of the error"
+        assert times is None or times.type == pa.timestamp("us"), f"{where}: times must be timestamp[us], {times.type}"
+        assert isinstance(code, str), f"{where}: the version of the code must be text, got {code!r}"
+        for row, fault in zip(rows.to_pylist(), faults, strict=True):
+            self.put_aside.append({"row": row, "error_type": fault.type, "error": fault.message})
 
 
 class _Running:
@@ -274,7 +300,8 @@ def _run(spec: OperatorSpec, inputs: Sequence[pa.Schema], way: _Way) -> Rows:
         if way.told_often:
             running.tell_time()
     running.close()
-    return {port: settled(rows_of(batches)) for port, batches in running.out.batches.items()}
+    rows = {port: settled(rows_of(batches)) for port, batches in running.out.batches.items()}
+    return {**rows, DEAD_LETTERS: running.out.put_aside} if running.out.put_aside else rows
 
 
 # -- the same script, cut otherwise ----------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from millstream.engine.operator import FORWARD, Operator, OperatorContext, Opera
 from millstream.engine.plan import Plan, Stage, StageInput
 from millstream.engine.runtime.chain import ChannelTarget, OperatorTarget, Ports, SinkTarget, Target
 from millstream.engine.runtime.channel import CAPACITY, Channel
+from millstream.engine.runtime.letters import check_replayable, schedule_replays
 from millstream.engine.runtime.source_reading import SourceReading
 from millstream.engine.runtime.splits import SplitQueue
 from millstream.engine.runtime.subtask import Acknowledge, ChannelSubtask, Parts, SourceSubtask, Subtask
@@ -41,6 +42,12 @@ class Running:
     committers: dict[str, Committer]
     channels: list[tuple[str, str, Channel]]
     uneven: frozenset[str]
+
+    @property
+    def dead_letters(self) -> int:
+        """How many dead letters this generation has made so far."""
+        of_operators = (o.ports.dead_letters for s in self.subtasks for o in s.parts.operators)
+        return sum(s.reading.dead_letters for s in self.sources) + sum(of_operators)
 
     @property
     def sources(self) -> list[SourceSubtask]:
@@ -96,15 +103,23 @@ class Builder:
         self._tables = {s.id: s.tables for s in plan.states}
         self._watermarks: Mapping[str, int] = {}
         positions: list[SplitPosition] = []
+        ended = False
         if restored is not None:
             manifest = store.facts().last
             assert manifest is not None
             assert manifest.epoch == restored, f"{manifest.epoch=} {restored=}"
             self._watermarks = manifest.watermarks
             positions = store.positions(restored)
+            ended = manifest.finished
+        self.replayed = store.letters_to_replay()
+        check_replayable(self.replayed, plan)
         self._queues = {
             node.id: SplitQueue(
-                node.body.source, [p for p in positions if p.source_id == node.id], self._width(node), clock
+                node.body.source,
+                [p for p in positions if p.source_id == node.id],
+                self._width(node),
+                clock,
+                ended=ended,
             )
             for node in plan.graph.sources()
             if isinstance(node.body, Read)
@@ -119,6 +134,7 @@ class Builder:
         hit("recovery.restore")
         if self._restored is not None:
             self._restore(subtasks, self._restored)
+        schedule_replays(self.replayed, self._plan, subtasks)
         for subtask in subtasks:
             subtask.parts.start_clock(self._clock)
         workers = {s.name: i for s, i in zip(subtasks, self._placement(), strict=True)}
@@ -172,7 +188,7 @@ class Builder:
         root = self._plan.graph.nodes[stage.root]
         if isinstance(root.body, Read):
             head = self._ports(stage, index, root, parts, name)
-            reading = SourceReading(root.id, root.body, self._queues[root.id], self._clock, index)
+            reading = SourceReading(root, root.body, self._queues[root.id], self._clock, index)
             return SourceSubtask(name, parts, self._acknowledge, reading, head)
         target = self._target(stage, index, root, parts, name)
         inputs = []
@@ -204,7 +220,7 @@ class Builder:
                 operator = node.body.build(self._plan.input_schemas(node))
                 operator.open(OperatorContext(self._plan.job, node.name, index, stage.parallelism))
                 ports = self._ports(stage, index, node, parts, name)
-                made = OperatorTarget(node.id, node.label, operator, ports, index)
+                made = OperatorTarget(node.id, node.name, node.label, operator, ports, index)
                 parts.operators.append(made)
                 return made
             case Read():

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Final, Protocol
 
 import pyarrow as pa
 from millstream.engine.element import Barrier, BarrierKind, Element, Idle, Watermark
 from millstream.engine.errors import InternalError, MillstreamError, UserCodeError
 from millstream.engine.failpoints import hit
-from millstream.engine.operator import MAIN, Exchange, ExchangeKind, Operator
+from millstream.engine.operator import MAIN, Exchange, ExchangeKind, Fault, Operator
 from millstream.engine.runtime.channel import Channel
 from millstream.engine.sink import Committable, SinkWriter
-from millstream.engine.store.types import NamedDelta
+from millstream.engine.store.types import DeadRows, NamedDelta, NodeLetters
 from millstream.engine.time import END_OF_TIME, START_OF_TIME, Clock
+
+REPLAYING: Final = (
+    "while dead letters were replayed; to do without them: millstream deadletters replay STORE JOB --undo --all"
+)
 
 
 @dataclass
@@ -25,6 +29,7 @@ class Snapshot:
     committables: list[tuple[str, Committable]] = field(default_factory=list)
     watermarks: dict[str, int] = field(default_factory=dict)
     memory: dict[str, Mapping[str, int]] = field(default_factory=dict)
+    dead_letters: list[NodeLetters] = field(default_factory=list)
 
 
 class Target(Protocol):
@@ -53,7 +58,10 @@ class Ports:
     def __init__(self, ports: Mapping[str, Sequence[Target]]) -> None:
         self._ports = dict(ports)
         self._all = [target for targets in ports.values() for target in targets]
+        self._dead: list[DeadRows] = []
         self.rows = 0
+        self.dead_letters = 0
+        self.attempt = 1
 
     def emit(self, batch: pa.RecordBatch, port: str = MAIN) -> None:
         """Pass a batch to whoever reads the port."""
@@ -62,6 +70,19 @@ class Ports:
         self.rows += batch.num_rows
         for target in self._ports.get(port, ()):
             target.batch(batch)
+
+    def dead_letter(
+        self, rows: pa.RecordBatch, faults: Sequence[Fault], *, times: pa.Array | None = None, code: str = ""
+    ) -> None:
+        """Keep rows that could not be processed until the next barrier."""
+        assert rows.num_rows == len(faults), f"{rows.num_rows=} {len(faults)=}"
+        self.dead_letters += len(faults)
+        self._dead.append(DeadRows(rows, tuple(faults), times, code, self.attempt))
+
+    def take_dead_letters(self) -> list[DeadRows]:
+        """Return what was put aside since the last call."""
+        taken, self._dead = self._dead, []
+        return taken
 
     def watermark(self, time: int) -> None:
         """Pass a watermark to every port."""
@@ -85,8 +106,9 @@ class OperatorTarget:
     ``clock`` is None until state and watermarks are back: nothing may come due before that.
     """
 
-    def __init__(self, id_: str, label: str, operator: Operator, ports: Ports, subtask: int) -> None:
+    def __init__(self, id_: str, name: str, label: str, operator: Operator, ports: Ports, subtask: int) -> None:
         self.id = id_
+        self.name = name
         self.label = label
         self.operator = operator
         self.ports = ports
@@ -106,6 +128,17 @@ class OperatorTarget:
         self.rows += batch.num_rows
         self._tell_time()
         self._guard(lambda: self.operator.process_input(index, batch, self.ports))
+
+    def replay(self, batch: pa.RecordBatch, attempts: int) -> None:
+        """Process dead letters again that were tried so often before."""
+        self.ports.attempt = attempts + 1
+        try:
+            self.batch(batch)
+        except MillstreamError as error:
+            error.add_note(REPLAYING)
+            raise
+        finally:
+            self.ports.attempt = 1
 
     def watermark(self, time: int) -> None:
         """Let the operator act on the time first: what it fires belongs before the watermark."""
@@ -149,6 +182,9 @@ class OperatorTarget:
         deltas = self.operator.snapshot(barrier.epoch)
         into.deltas += [NamedDelta(self.id, table, delta, self._subtask) for table, delta in deltas.items()]
         into.memory[self.id] = self.operator.memory()
+        into.dead_letters += [
+            NodeLetters(self.id, self.name, self._subtask, dead) for dead in self.ports.take_dead_letters()
+        ]
         self.ports.barrier(barrier, into)
 
     def _guard(self, call: Callable[[], None]) -> None:
@@ -271,3 +307,9 @@ class _Sender:
             raise InternalError(f"a combiner emitted into port {port!r}; it has only {MAIN!r}")
         if batch.num_rows:
             self._target.send(batch)
+
+    def dead_letter(
+        self, rows: pa.RecordBatch, faults: Sequence[Fault], *, times: pa.Array | None = None, code: str = ""
+    ) -> None:
+        del rows, times, code
+        raise InternalError(f"a combiner cannot put rows aside: {faults[0]}")

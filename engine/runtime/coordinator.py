@@ -10,14 +10,15 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from millstream.engine.element import Barrier, BarrierKind, Epoch, Generation
-from millstream.engine.errors import ExternalError, InternalError, MemoryExceeded, StoreError
+from millstream.engine.errors import ExternalError, InternalError, MemoryExceeded, StoreError, TooManyDeadLetters
 from millstream.engine.failpoints import hit
 from millstream.engine.logs import log
+from millstream.engine.runtime.letters import LetterLimit
 from millstream.engine.runtime.memory_limit import explain_memory, merge_memory, total_memory
 from millstream.engine.runtime.merging import merge_deltas, merge_positions
 from millstream.engine.runtime.subtask import Acknowledgement, SourceSubtask
 from millstream.engine.sink import Committable, Committer
-from millstream.engine.store.types import CheckpointData, Manifest, Memory
+from millstream.engine.store.types import CheckpointData, LetterId, Manifest, Memory
 from millstream.engine.time import START_OF_TIME, Clock
 
 
@@ -64,12 +65,14 @@ class CheckpointSettings:
         timeout: seconds until a checkpoint that is still collecting fails the generation.
         tolerated_failures: how many checkpoints in a row the store may fail to write before the job fails.
         memory: bytes that the job's state may hold; None: any number.
+        max_dead_letters: how many dead letters the store may hold before the job fails.
     """
 
     every: float = 10.0
     timeout: float = 600.0
     tolerated_failures: int = 3
     memory: int | None = None
+    max_dead_letters: int = 10_000
 
 
 @dataclass
@@ -108,6 +111,8 @@ class Coordinator:
         generation: Generation,
         last_epoch: Epoch,
         settings: CheckpointSettings,
+        letters: LetterLimit,
+        replayed: Sequence[LetterId],
         wake: Callable[[], None],
     ) -> None:
         self._store = store
@@ -119,6 +124,8 @@ class Coordinator:
         self._committers = dict(committers)
         self._generation = generation
         self._settings = settings
+        self._letters = letters
+        self._replayed = tuple(replayed)
         self._wake = wake
         self._epoch = last_epoch
         self._due = clock.monotonic() + settings.every
@@ -184,6 +191,7 @@ class Coordinator:
         Raises:
             StoreError: the store failed too often in a row.
             ExternalError: a checkpoint took longer than its timeout, or a sink could not commit.
+            TooManyDeadLetters: the last checkpoint is committed, and the store holds more than it may.
         """
         match self.phase:
             case Phase.IDLE:
@@ -217,7 +225,7 @@ class Coordinator:
             return None
         if all(source.exhausted for source in self._sources):
             return BarrierKind.FINAL
-        if self._stop_requested:
+        if self._stop_requested or self._letters.exceeded:
             return BarrierKind.STOP
         return BarrierKind.CHECKPOINT if self._clock.monotonic() >= self._due else None
 
@@ -249,14 +257,19 @@ class Coordinator:
         return CheckpointData(
             epoch=self._barrier.epoch,
             generation=self._generation,
-            kind=self._barrier.kind,
+            kind=self._kind(self._barrier),
             deltas=merge_deltas(delta for part in parts for delta in part.snapshot.deltas),
             positions=merge_positions(position for part in parts for position in part.positions),
             committables=[committable for part in parts for committable in part.snapshot.committables],
-            dead_letters=[letter for part in parts for letter in part.dead_letters],
+            dead_letters=[letters for part in parts for letters in part.snapshot.dead_letters],
+            replayed=self._replayed,
             watermarks=self._watermarks(),
             memory=self.memory,
         )
+
+    def _kind(self, barrier: Barrier) -> BarrierKind:
+        """A job with too many dead letters has not finished, though its sources have ended: it can be resumed."""
+        return BarrierKind.STOP if barrier.kind is BarrierKind.FINAL and self._letters.exceeded else barrier.kind
 
     def _watermarks(self) -> dict[str, int]:
         """Return the watermark each operator is to start from again, in however many subtasks.
@@ -283,7 +296,7 @@ class Coordinator:
         self._failures = 0
         committables = [c for part in self._carried + self._gathered for c in part.snapshot.committables]
         rows = sum(d.delta.rows.num_rows for part in self._gathered for d in part.snapshot.deltas)
-        self._carried = []
+        self._carried, self._replayed = [], ()
         self.stats = replace(self.stats, committed=self.stats.committed + 1, last_epoch=self._epoch, last_rows=rows)
         epoch = self._epoch
         self.phase = Phase.PUBLISHING
@@ -345,7 +358,17 @@ class Coordinator:
         else:
             self.phase = Phase.ENDED
             self.outcome = self._barrier.kind
+            self._check_letters()
         return True
+
+    def _check_letters(self) -> None:
+        if self._letters.exceeded:
+            raise TooManyDeadLetters(
+                f"there are {self._letters.count:,} dead letters in the store, max_dead_letters (--max-dead-letters) "
+                f"allows {self._letters.most:,}. Everything up to them is committed, at epoch {self._epoch}. See what "
+                f"is wrong with 'millstream deadletters ls STORE', replay or drop them, or allow more; then run the "
+                f"job again, and it goes on from there"
+            )
 
 
 def publish(

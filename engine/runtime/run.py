@@ -21,6 +21,7 @@ from millstream.engine.recovery import CommitAgain, Refuse, Resume, StartFresh, 
 from millstream.engine.runtime.build import Builder, Running
 from millstream.engine.runtime.coordinator import CheckpointSettings, Coordinator, Executor, publish
 from millstream.engine.runtime.inquiries import Inquiries
+from millstream.engine.runtime.letters import LetterLimit
 from millstream.engine.runtime.monitor import JobStatus, look
 from millstream.engine.runtime.scheduler import ThreadedScheduler
 from millstream.engine.sink import SinkContext
@@ -317,6 +318,8 @@ class _Run:
             generation=generation,
             last_epoch=epoch,
             settings=self._settings.checkpoints,
+            letters=self._letter_limit(store, builder, running),
+            replayed=[letter.id for letter in builder.replayed],
             wake=scheduler.wake,
         )
         acknowledged.connect(coordinator)
@@ -338,6 +341,10 @@ class _Run:
         hit("job.stop")
         word = {BarrierKind.FINAL: "finished", BarrierKind.STOP: "stopped", None: "interrupted"}[outcome]
         return self._result(word, Epoch(coordinator.stats.last_epoch))
+
+    def _letter_limit(self, store: CheckpointStore, builder: Builder, running: Running) -> LetterLimit:
+        most = self._settings.checkpoints.max_dead_letters
+        return LetterLimit(most, store.count_dead_letters() - len(builder.replayed), lambda: running.dead_letters)
 
     def _result(self, outcome: str, epoch: Epoch) -> JobResult:
         seconds = self._clock.monotonic() - self._began

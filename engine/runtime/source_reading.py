@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 import pyarrow as pa
 import pyarrow.compute as pc
 from millstream.engine.errors import DataError
-from millstream.engine.graph import Read
+from millstream.engine.graph import Node, Read
 from millstream.engine.runtime.splits import SplitQueue
 from millstream.engine.source import Chunk, DeadLetter, ReadContext, SplitEnd, SplitOrder, SplitReader
-from millstream.engine.store.types import SplitPosition
+from millstream.engine.store.types import NodeLetters, SplitPosition
 from millstream.engine.time import END_OF_TIME, START_OF_TIME, Clock
 
 
@@ -37,8 +37,8 @@ class Rows:
 class SourceReading:
     """Reads the splits of one subtask. Not thread-safe: only its subtask calls it."""
 
-    def __init__(self, id_: str, read: Read, queue: SplitQueue, clock: Clock, subtask: int) -> None:
-        self._id = id_
+    def __init__(self, node: Node, read: Read, queue: SplitQueue, clock: Clock, subtask: int) -> None:
+        self._node = node
         self._subtask = subtask
         self._read = read
         self._queue = queue
@@ -118,9 +118,9 @@ class SourceReading:
                 moved.append(split.at)
         return moved
 
-    def take_dead_letters(self) -> list[DeadLetter]:
+    def take_dead_letters(self) -> list[NodeLetters]:
         """Return the dead letters since the last call."""
-        letters = list(self._dead_letters)
+        letters = [NodeLetters(self._node.id, self._node.name, self._subtask, dead) for dead in self._dead_letters]
         self._dead_letters.clear()
         self._taken_letters += len(letters)
         return letters
@@ -139,7 +139,7 @@ class SourceReading:
     def _open_more(self) -> None:
         for taken in self._queue.take(self._subtask, len(self._open)):
             reader = self._queue.source.open(taken.split, taken.position, self._context)
-            at = replace(taken, source_id=self._id)
+            at = replace(taken, source_id=self._node.id)
             self._open.append(OpenSplit(reader, at, moved=False, moved_at=self._clock.monotonic()))
 
     def _in_turn(self) -> list[OpenSplit]:

@@ -23,7 +23,9 @@ class SplitQueue:
     at once: whose a split is, is settled as soon as it is known, since until it is read it must hold back its owner.
     """
 
-    def __init__(self, source: Source, restored: Sequence[SplitPosition], parallelism: int, clock: Clock) -> None:
+    def __init__(
+        self, source: Source, restored: Sequence[SplitPosition], parallelism: int, clock: Clock, *, ended: bool = False
+    ) -> None:
         self._source = source
         self._clock = clock
         self._parallelism = parallelism
@@ -31,7 +33,7 @@ class SplitQueue:
         self._known = {r.split.id: r.split for r in restored}
         self._waiting = deque(r for r in restored if not r.finished)
         self._next_discovery = 0.0
-        self._first = True
+        self._first = not ended  # a source that has come to its end stays there, whatever has been added since
         self._dealt: list[deque[SplitPosition]] = [deque() for _ in range(parallelism)]
         self._next_owner = 0
         self._times: dict[int, int] = {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import time
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -16,7 +17,6 @@ from millstream.engine.runtime.chain import ChannelTarget, OperatorTarget, Ports
 from millstream.engine.runtime.channel import Channel
 from millstream.engine.runtime.source_reading import SourceReading
 from millstream.engine.runtime.watermarks import WatermarkMerge
-from millstream.engine.source import DeadLetter
 from millstream.engine.store.types import SplitPosition
 from millstream.engine.time import END_OF_TIME, START_OF_TIME, Clock
 
@@ -37,7 +37,6 @@ class Acknowledgement:
     barrier: Barrier
     snapshot: Snapshot
     positions: Sequence[SplitPosition] = ()
-    dead_letters: Sequence[DeadLetter] = ()
 
 
 Acknowledge = Callable[[Acknowledgement], None]
@@ -84,8 +83,13 @@ class Subtask(ABC):
         self.parts = parts
         self._acknowledge = acknowledge
         self._stopped = False
+        self._first: deque[Callable[[], None]] = deque()
         self.last_progress = Progress.IDLE
         self.stepping_since: float | None = None
+
+    def do_first(self, work: Callable[[], None]) -> None:
+        """Queue work for the first steps, before any input is read and any barrier is passed on."""
+        self._first.append(work)
 
     def step(self) -> Progress:
         """Do one small piece of work, never waiting, and whatever the clock says is due.
@@ -94,10 +98,16 @@ class Subtask(ABC):
         """
         self.stepping_since = time.monotonic()
         woken = not self._stopped and not self.parts.blocked and self.parts.wake_due()
-        progress = self._step()
+        progress = self._step_first() if self._first else self._step()
         self.stepping_since = None
         self.last_progress = Progress.MADE if woken else progress
         return self.last_progress
+
+    def _step_first(self) -> Progress:
+        if self.parts.blocked:
+            return Progress.BLOCKED
+        self._first.popleft()()
+        return Progress.MADE
 
     @property
     @abstractmethod
@@ -147,12 +157,12 @@ class SourceSubtask(Subtask):
         barrier, self._requested = self._requested, None
         assert barrier is not None
         snapshot = Snapshot()
-        positions, letters = self.reading.take_positions(), self.reading.take_dead_letters()
+        positions, snapshot.dead_letters = self.reading.take_positions(), self.reading.take_dead_letters()
         hit("subtask.snapshot")
         self._head.barrier(barrier, snapshot)
         self._stopped = barrier.kind is not BarrierKind.CHECKPOINT
         hit("subtask.acknowledge")
-        self._acknowledge(Acknowledgement(self.name, barrier, snapshot, positions, letters))
+        self._acknowledge(Acknowledgement(self.name, barrier, snapshot, positions))
         return Progress.MADE
 
     def _pass_on(self, batch: pa.RecordBatch, rows_read: int) -> None:

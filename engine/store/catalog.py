@@ -218,7 +218,8 @@ def facts_of(query: Query, catalog: Catalog, witness: Epoch | None) -> StoreFact
     # Where the first job writes does not bind a fork that has shown nothing yet.
     bound = last is None or catalog.parent is None or catalog.parent.epoch < last.epoch
     folders = {id_: operator.folders for id_, operator in newest.items() if bound or operator.kind != "sink"}
-    return StoreFacts(catalog.job_id, last, witness, catalog.generation, folders, read, unpublished, dropped)
+    (replays,) = query("SELECT count(*) AS n FROM dead_letters WHERE replay")["n"].to_pylist()
+    return StoreFacts(catalog.job_id, last, witness, catalog.generation, folders, read, unpublished, dropped, replays)
 
 
 def committables_of(catalog: Catalog, epoch: Epoch) -> dict[str, list[Committable]]:
@@ -240,9 +241,3 @@ def written_to(query: Query, catalog: Catalog, key: TableKey, epoch: Epoch) -> l
         if at <= epoch:
             kept += [w for w in entry.body.written if w.table == key]
     return kept
-
-
-def dead_letters_since(query: Query, since: int, limit: int | None) -> pa.Table:
-    """Return dead letters of epochs from ``since`` on, oldest first."""
-    upto = "" if limit is None else f" LIMIT {int(limit)}"
-    return query(f"SELECT * FROM dead_letters WHERE epoch >= {int(since)} ORDER BY epoch, rowid{upto}")  # noqa: S608

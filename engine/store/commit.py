@@ -14,9 +14,9 @@ from millstream.engine.store.columns import quote
 from millstream.engine.store.encoding import Body, TableKey, checksum, pack_body
 from millstream.engine.store.gather import FullFrom, Gathered, gather, heard_from
 from millstream.engine.store.instance import insert_arrow
+from millstream.engine.store.letters import delete_letters, write_letters
 from millstream.engine.store.pruning import position_row
 from millstream.engine.store.schema import (
-    DEAD_LETTERS,
     DROPPED,
     POSITIONS,
     full_from_json,
@@ -119,9 +119,8 @@ def write(connection: duckdb.DuckDBPyConnection, data: CheckpointData, prepared:
     if prepared.many_positions:
         rows = [position_row(epoch, p) for p in prepared.many_positions]
         insert_arrow(connection, "positions", rows_to_arrow(rows, POSITIONS))
-    if data.dead_letters:
-        letters = [[epoch, d.source, d.split, d.position, d.error, d.raw] for d in data.dead_letters]
-        insert_arrow(connection, "dead_letters", rows_to_arrow(letters, DEAD_LETTERS))
+    delete_letters(connection, data.replayed)
+    write_letters(connection, epoch, data.dead_letters)
     hit("store.state")
     _write_manifest(connection, prepared)
     hit("store.before_commit")

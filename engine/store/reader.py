@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Protocol
@@ -16,7 +16,6 @@ from millstream.engine.errors import StoreError, StoreLocked
 from millstream.engine.sink import Committable
 from millstream.engine.store.catalog import (
     committables_of,
-    dead_letters_since,
     facts_of,
     load_catalog,
     positions_at,
@@ -24,6 +23,7 @@ from millstream.engine.store.catalog import (
 from millstream.engine.store.encoding import TableKey
 from millstream.engine.store.holds import holds_at_last
 from millstream.engine.store.instance import Instance, explain
+from millstream.engine.store.letters import ALL, Selection, letters_of
 from millstream.engine.store.lock import StoreLock
 from millstream.engine.store.query import answer
 from millstream.engine.store.schema import view_names
@@ -48,7 +48,7 @@ class StoreReader:
     >>> CheckpointStore.open(path).close()
     >>> with StoreReader.open(path) as reader:
     ...     reader.query("SELECT format FROM job").to_pylist(), reader.running
-    ([{'format': 2}], False)
+    ([{'format': 3}], False)
     """
 
     def __init__(self, query: _Query, path: Path, running: bool, close: Callable[[], None]) -> None:
@@ -140,9 +140,11 @@ class StoreReader:
             if (id_, table.name) in manifest.tables
         }
 
-    def dead_letters(self, since: int = 0, limit: int | None = None) -> pa.Table:
-        """Dead letters of epochs from ``since`` on, oldest first."""
-        return dead_letters_since(self._query, since, limit)
+    def dead_letters(
+        self, selection: Selection = ALL, columns: Sequence[str] = (), limit: int | None = None
+    ) -> pa.Table:
+        """Dead letters, oldest first; without ``columns`` all of them."""
+        return letters_of(self._query, selection, columns, limit)
 
     def state_views(self) -> list[str]:
         """The names of the views of operators' state."""

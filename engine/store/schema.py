@@ -14,7 +14,7 @@ from millstream.engine.store.encoding import TableKey
 from millstream.engine.store.migration import pack_defaults, unpack_defaults
 from millstream.engine.store.types import OperatorState, Origin
 
-FORMAT: Final = 2
+FORMAT: Final = 3
 """The number of this layout; a store with another one is refused."""
 
 # job: parent is JSON in a copy of another job's checkpoint.
@@ -22,6 +22,8 @@ FORMAT: Final = 2
 # Its folders are JSON.
 # forgotten: whose state was dropped, and at which epoch. published: the last epoch that is certain to be visible.
 # manifest: the commit record; full_from is JSON by state table, for the views, and body is msgpack.
+# dead_letters: named by epoch and number. Those of a source have raw bytes, a split and a position; those of an
+#   operator a row, as an Arrow IPC stream in raw and once more in row_json. replay: it is to be processed again.
 # positions, written: what manifests that have been pruned leave behind, and positions of many splits.
 _COLUMNS: Final = {
     "job": "format INTEGER, job_id VARCHAR, created_at TIMESTAMP, parent VARCHAR",
@@ -37,7 +39,9 @@ _COLUMNS: Final = {
         finished BOOLEAN""",
     "written": "epoch BIGINT, operator VARCHAR, state_table VARCHAR, bucket BIGINT, rows BIGINT, digest VARCHAR",
     "dropped": "epoch BIGINT, operator VARCHAR, state_table VARCHAR, bucket BIGINT",
-    "dead_letters": "epoch BIGINT, source VARCHAR, split VARCHAR, position VARCHAR, error VARCHAR, raw BLOB",
+    "dead_letters": """epoch BIGINT, number BIGINT, source VARCHAR, operator VARCHAR, node VARCHAR, subtask INTEGER,
+        split VARCHAR, position VARCHAR, event_time TIMESTAMP, error_type VARCHAR, error VARCHAR, attempts INTEGER,
+        code VARCHAR, row_json VARCHAR, raw BLOB, replay BOOLEAN""",
 }
 CREATE: Final = (*(f"CREATE TABLE {name} ({columns})" for name, columns in _COLUMNS.items()), "CREATE SCHEMA state")
 
@@ -87,11 +91,21 @@ DROPPED: Final = pa.schema(
 DEAD_LETTERS: Final = pa.schema(
     {
         "epoch": pa.int64(),
+        "number": pa.int64(),
         "source": pa.string(),
+        "operator": pa.string(),
+        "node": pa.string(),
+        "subtask": pa.int32(),
         "split": pa.string(),
         "position": pa.string(),
+        "event_time": pa.timestamp("us"),
+        "error_type": pa.string(),
         "error": pa.string(),
+        "attempts": pa.int32(),
+        "code": pa.string(),
+        "row_json": pa.string(),
         "raw": pa.binary(),
+        "replay": pa.bool_(),
     }
 )
 

@@ -22,7 +22,6 @@ from millstream.engine.store.catalog import (
     Query,
     committables_of,
     count_positions,
-    dead_letters_since,
     facts_of,
     load_catalog,
     pending_drops,
@@ -34,13 +33,29 @@ from millstream.engine.store.encoding import TableKey
 from millstream.engine.store.gather import FullFrom, starting_full_from
 from millstream.engine.store.generation import declare_generation
 from millstream.engine.store.instance import Instance, explain
+from millstream.engine.store.letters import (
+    ALL,
+    LetterChange,
+    Selection,
+    change_letters,
+    count_letters,
+    letters_of,
+    marked_letters,
+)
 from millstream.engine.store.lock import StoreLock
 from millstream.engine.store.pruning import execute_pruning, plan_pruning
 from millstream.engine.store.query import answer
 from millstream.engine.store.restoring import restore_keyed, restore_rows
 from millstream.engine.store.savepoints import sweep
 from millstream.engine.store.schema import CREATE, FORMAT
-from millstream.engine.store.types import CheckpointData, Manifest, OperatorState, SplitPosition, StoreFacts
+from millstream.engine.store.types import (
+    CheckpointData,
+    Manifest,
+    MarkedLetter,
+    OperatorState,
+    SplitPosition,
+    StoreFacts,
+)
 from millstream.engine.store.versions import pieces_of
 from millstream.engine.store.witness import Witness, check_witness, read_witness, sync_folder
 
@@ -237,9 +252,28 @@ class CheckpointStore:
         """What the sinks handed over at exactly this epoch, by sink id."""
         return committables_of(self._catalog, epoch)
 
-    def dead_letters(self, since: int = 0, limit: int | None = None) -> pa.Table:
-        """Dead letters of epochs from ``since`` on, oldest first: epoch, source, split, position, error, raw."""
-        return self._reading(lambda query: dead_letters_since(query, since, limit))
+    def dead_letters(self, selection: Selection = ALL) -> pa.Table:
+        """Dead letters, oldest first."""
+        return self._reading(lambda query: letters_of(query, selection))
+
+    def count_dead_letters(self) -> int:
+        """How many dead letters there are."""
+        return self._reading(count_letters)
+
+    def letters_to_replay(self) -> list[MarkedLetter]:
+        """The dead letters that are to be replayed, oldest first."""
+        return self._reading(marked_letters)
+
+    def change_letters(self, selection: Selection, change: LetterChange) -> int:
+        """Mark dead letters, take the mark off, or drop them; all of those selected or none. Return how many.
+
+        Raises:
+            StoreError: it was not done; see ``commit`` for what is certain then.
+        """
+        with self._transaction(f"{change.value} dead letters") as connection:
+            changed = change_letters(connection, selection, change)
+            hit("letters.change")
+        return changed
 
     def restore_rows(self, operator_id: str, table: StateTable, epoch: Epoch) -> Iterator[pa.RecordBatch]:
         """Yield the rows of one state table at an epoch, in the order they were written.

@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
+import pyarrow as pa
 from millstream.engine.element import BarrierKind, Epoch, Generation
+from millstream.engine.operator import Fault
 from millstream.engine.sink import Committable
 from millstream.engine.source import DeadLetter, Position, Split
 from millstream.engine.state import StateDelta, StateTable
@@ -94,6 +96,57 @@ class NamedDelta:
 
 
 @dataclass(frozen=True, slots=True)
+class DeadRows:
+    """Rows that an operator put aside in one go; each becomes a row of ``dead_letters``.
+
+    Attributes:
+        times: their event times, timestamp[us]; None if they have none.
+        code: the version of the function that could not take them.
+        attempts: how often they have been tried by now.
+    """
+
+    rows: pa.RecordBatch
+    faults: Sequence[Fault]
+    times: pa.Array | None = None
+    code: str = ""
+    attempts: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class NodeLetters:
+    """What one subtask of a source (a DeadLetter) or of an operator (DeadRows) put aside."""
+
+    node_id: str
+    name: str
+    subtask: int
+    dead: DeadLetter | DeadRows
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class LetterId:
+    """Names a dead letter for ever: the epoch it became durable with, and its number within that, from 1."""
+
+    epoch: int
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class MarkedLetter:
+    """A dead letter of an operator that is to be replayed.
+
+    Attributes:
+        name: the operator's name when it put the row aside.
+        row: that row, a batch of one.
+    """
+
+    id: LetterId
+    node_id: str
+    name: str
+    attempts: int
+    row: pa.RecordBatch
+
+
+@dataclass(frozen=True, slots=True)
 class CheckpointData:
     """All snapshots of an epoch: what one COMMIT makes durable.
 
@@ -103,6 +156,7 @@ class CheckpointData:
         committables: (sink id, handle), in the order they were prepared.
         watermarks: the watermark of each operator when its barrier passed.
         memory: bytes that each operator and sink held then, by part.
+        replayed: dead letters of earlier epochs whose rows were processed again in this one.
     """
 
     epoch: Epoch
@@ -111,7 +165,8 @@ class CheckpointData:
     deltas: Sequence[NamedDelta] = ()
     positions: Sequence[SplitPosition] = ()
     committables: Sequence[tuple[str, Committable]] = ()
-    dead_letters: Sequence[DeadLetter] = ()
+    dead_letters: Sequence[NodeLetters] = ()
+    replayed: Sequence[LetterId] = ()
     watermarks: Mapping[str, int] = field(default_factory=dict)
     memory: Memory = field(default_factory=dict)
 
@@ -168,6 +223,7 @@ class StoreFacts:
         read: the ids of sources of which something has been read.
         unpublished: by sink id, how many committables of the last epoch nobody knows to be visible.
         dropped: by id, the name of every operator, source or sink whose state was ever dropped.
+        replays: how many dead letters are to be replayed.
     """
 
     job_id: str
@@ -178,3 +234,4 @@ class StoreFacts:
     read: frozenset[str] = frozenset()
     unpublished: Mapping[str, int] = field(default_factory=dict)
     dropped: Mapping[str, str] = field(default_factory=dict)
+    replays: int = 0

@@ -1,0 +1,134 @@
+"""Dead letters of a running job: handed back to their operators, and kept from becoming too many."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Final
+
+import pyarrow as pa
+from millstream.engine.errors import StateMismatch
+from millstream.engine.failpoints import hit
+from millstream.engine.operator import Exchange, ExchangeKind, OperatorSpec
+from millstream.engine.plan import Plan
+from millstream.engine.runtime.chain import OperatorTarget
+from millstream.engine.runtime.subtask import Subtask
+from millstream.engine.store.types import LetterId, MarkedLetter
+
+_MOST_ROWS: Final = 1_024
+
+
+@dataclass(frozen=True, slots=True)
+class LetterLimit:
+    """How many dead letters there may be.
+
+    Attributes:
+        most: so many may be in the store.
+        before: so many were in it when the generation began, without those that are replayed.
+        since: answers how many this generation has made so far.
+    """
+
+    most: int
+    before: int
+    since: Callable[[], int]
+
+    @property
+    def count(self) -> int:
+        """How many there will be once everything up to now is committed."""
+        return self.before + self.since()
+
+    @property
+    def exceeded(self) -> bool:
+        """Whether that is too many."""
+        return self.count > self.most
+
+
+def unreplayable(letters: Sequence[MarkedLetter], plan: Plan) -> dict[LetterId, str]:
+    """Say which dead letters the job cannot process again, and why."""
+    found = {}
+    for letter in letters:
+        problem = _misfit(letter, plan)
+        if problem:
+            found[letter.id] = problem
+    return found
+
+
+def check_replayable(letters: Sequence[MarkedLetter], plan: Plan) -> None:
+    """Raise StateMismatch unless the job can process these dead letters again, naming each reason once."""
+    reasons = dict.fromkeys(unreplayable(letters, plan).values())
+    if reasons:
+        listed = "\n".join(f"  - {reason}" for reason in reasons)
+        raise StateMismatch(
+            f"dead letters that are to be replayed do not fit job {plan.job!r}:\n{listed}\n"
+            f"Change the job back, or do without them: millstream deadletters replay STORE JOB --undo --all"
+        )
+
+
+def _misfit(letter: MarkedLetter, plan: Plan) -> str:
+    node = plan.graph.nodes.get(letter.node_id)  # type: ignore[call-overload]
+    if node is None or not isinstance(node.body, OperatorSpec):
+        return (
+            f"operator {letter.name!r} ({letter.node_id}) is not in the job: it was removed, or it or something before "
+            f"it was changed"
+        )
+    (wanted,) = plan.input_schemas(node)
+    have = letter.row.schema
+    differences = [
+        f"{field.name!r} is {have.field(field.name).type if field.name in have.names else 'missing'} in the letter, "
+        f"{field.type} in the job"
+        for field in wanted
+        if field.name not in have.names or not have.field(field.name).type.equals(field.type)
+    ]
+    return f"the rows of {node.label} have changed: column {'; column '.join(differences)}" if differences else ""
+
+
+def schedule_replays(letters: Sequence[MarkedLetter], plan: Plan, subtasks: Sequence[Subtask]) -> None:
+    """Have subtasks process dead letters again before anything else, so that the first epoch covers what comes of it.
+
+    Rows go where the operator's exchange sends them, in the order in which they became dead letters.
+    """
+    if not letters:
+        return
+    targets: Mapping[str, list[tuple[Subtask, OperatorTarget]]] = defaultdict(list)
+    for subtask in subtasks:
+        for target in subtask.parts.operators:
+            targets[target.id].append((subtask, target))
+    by_node: Mapping[str, list[MarkedLetter]] = defaultdict(list)
+    for letter in letters:
+        by_node[letter.node_id].append(letter)
+    for node_id, own in by_node.items():
+        node = plan.graph.nodes[node_id]  # type: ignore[index]
+        assert isinstance(node.body, OperatorSpec)
+        copies = targets[node_id]
+        for attempts, batch in _batches(own, plan.input_schemas(node)[0]):
+            for (subtask, target), part in zip(copies, _parts(batch, node.body.exchange(), len(copies)), strict=True):
+                if part.num_rows:
+                    subtask.do_first(partial(_replay, target, part, attempts))
+
+
+def _replay(target: OperatorTarget, batch: pa.RecordBatch, attempts: int) -> None:
+    hit("letters.replay")
+    target.replay(batch, attempts)
+
+
+def _batches(letters: Sequence[MarkedLetter], schema: pa.Schema) -> list[tuple[int, pa.RecordBatch]]:
+    """Put rows together that have been tried equally often."""
+    by_attempts: Mapping[int, list[pa.RecordBatch]] = defaultdict(list)
+    for letter in letters:
+        row = letter.row.select(schema.names)
+        by_attempts[letter.attempts].append(pa.RecordBatch.from_arrays(row.columns, schema=schema))
+    return [
+        (attempts, batch)
+        for attempts, rows in by_attempts.items()
+        for batch in pa.Table.from_batches(rows).combine_chunks().to_batches(max_chunksize=_MOST_ROWS)
+    ]
+
+
+def _parts(batch: pa.RecordBatch, exchange: Exchange, count: int) -> Sequence[pa.RecordBatch]:
+    if exchange.kind is not ExchangeKind.HASH or count == 1:
+        return [batch, *([batch.slice(0, 0)] * (count - 1))]
+    from millstream.engine.hashing import exchange_hash, partition
+
+    return partition(batch, exchange_hash([batch.column(name) for name in exchange.keys]), count)

@@ -1,0 +1,224 @@
+"""Dead letters in the store: rows of one table, written with their epoch, looked through, marked and taken out."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import duckdb
+import pyarrow as pa
+from millstream.engine.as_json import as_json
+from millstream.engine.errors import JobError, StoreCorrupt
+from millstream.engine.expression_types import shown_scalar
+from millstream.engine.store.catalog import Query
+from millstream.engine.store.columns import literal
+from millstream.engine.store.instance import insert_arrow
+from millstream.engine.store.schema import DEAD_LETTERS, rows_to_arrow
+from millstream.engine.store.types import DeadRows, LetterId, MarkedLetter, NodeLetters
+
+_MOST_IDS: Final = 1_000
+"""So many ids go into one statement."""
+
+
+def letter_id(text: str) -> LetterId:
+    """Return the id that people write as ``EPOCH.NUMBER``.
+
+    Raises:
+        JobError: it is none.
+
+    >>> letter_id("12.3")
+    LetterId(epoch=12, number=3)
+    """
+    epoch, _, number = text.partition(".")
+    if not (epoch.isdecimal() and number.isdecimal()):
+        raise JobError(f"{text!r} is not the id of a dead letter; ids look like 12.3, and deadletters ls shows them")
+    return LetterId(int(epoch), int(number))
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which dead letters are meant; what is left out does not matter.
+
+    Attributes:
+        ids: these; () stands for all.
+        source: of the source of this name.
+        operator: of the operator of this name or id.
+        since: of this epoch and later ones.
+        marked: whether they are to be replayed.
+    """
+
+    ids: tuple[LetterId, ...] = ()
+    source: str | None = None
+    operator: str | None = None
+    since: int = 0
+    marked: bool | None = None
+
+    @property
+    def everything(self) -> bool:
+        """Whether nothing was chosen."""
+        return self == Selection(marked=self.marked)
+
+    def sql(self) -> str:
+        """The condition, for WHERE."""
+        parts = [f"epoch >= {int(self.since)}"]
+        if self.ids:
+            parts.append(_are(self.ids))
+        if self.source is not None:
+            parts.append(f"source = {literal(self.source)}")
+        if self.operator is not None:
+            name = literal(self.operator)
+            parts.append(f"(operator = {name} OR (operator IS NOT NULL AND node = {name}))")
+        if self.marked is not None:
+            parts.append("replay" if self.marked else "NOT replay")
+        return " AND ".join(parts)
+
+
+ALL: Final = Selection()
+"""Every dead letter."""
+
+
+def _are(ids: Sequence[LetterId]) -> str:
+    return f"(epoch, number) IN ({', '.join(f'({i.epoch:d}, {i.number:d})' for i in ids)})"
+
+
+# -- written with their epoch ----------------------------------------------------------------------------------
+
+
+def write_letters(connection: duckdb.DuckDBPyConnection, epoch: int, letters: Sequence[NodeLetters]) -> None:
+    """Write an epoch's dead letters, inside its transaction."""
+    rows = [[epoch, number, *row] for number, row in enumerate((row for of in letters for row in _rows(of)), start=1)]
+    if rows:
+        insert_arrow(connection, "dead_letters", rows_to_arrow(rows, DEAD_LETTERS))
+
+
+def _rows(letters: NodeLetters) -> Iterator[list[Any]]:
+    """The columns of ``dead_letters`` after epoch and number."""
+    node, name, subtask, dead = letters.node_id, letters.name, letters.subtask, letters.dead
+    if not isinstance(dead, DeadRows):
+        yield [
+            name,
+            None,
+            node,
+            subtask,
+            dead.split,
+            dead.position,
+            None,
+            None,
+            dead.error,
+            1,
+            "",
+            None,
+            dead.raw,
+            False,
+        ]
+        return
+    times = [None] * dead.rows.num_rows if dead.times is None else dead.times.cast(pa.timestamp("us"))
+    for index, (fault, time) in enumerate(zip(dead.faults, times, strict=True)):
+        row = dead.rows.take([index])
+        told = [fault.type, fault.message, dead.attempts, dead.code, row_as_json(row), pack_row(row), False]
+        yield [None, name, node, subtask, None, None, time, *told]
+
+
+def pack_row(row: pa.RecordBatch) -> bytes:
+    """Return a row as an Arrow IPC stream, with its schema: nothing of it is lost.
+
+    >>> unpack_row(pack_row(pa.record_batch({"n": [1]}))).to_pylist()
+    [{'n': 1}]
+    """
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, row.schema) as stream:
+        stream.write_batch(row)
+    return bytes(sink.getvalue().to_pybytes())
+
+
+def unpack_row(raw: bytes) -> pa.RecordBatch:
+    """Return a row that was packed.
+
+    Raises:
+        StoreCorrupt: these are not the bytes of one row.
+    """
+    try:
+        with pa.ipc.open_stream(raw) as stream:
+            (batch,) = list(stream)
+    except (pa.ArrowException, ValueError, OSError) as error:
+        raise StoreCorrupt(
+            f"the row of a dead letter cannot be read ({error}): drop the letter, or restore the store"
+        ) from error
+    return batch
+
+
+def row_as_json(row: pa.RecordBatch) -> str:
+    """Return a batch of one row as JSON, for people.
+
+    >>> row_as_json(pa.record_batch({"n": [1], "at": pa.array([2**62], pa.timestamp("us"))}))
+    '{"n": 1, "at": "4611686018427387904 (timestamp[us])"}'
+    """
+    return as_json({name: _value(column) for name, column in zip(row.schema.names, row.columns, strict=True)})
+
+
+def _value(column: pa.Array) -> Any:
+    try:
+        return column[0].as_py()
+    except (ValueError, OverflowError):
+        return shown_scalar(column[0])
+
+
+def delete_letters(connection: duckdb.DuckDBPyConnection, ids: Sequence[LetterId]) -> None:
+    """Delete dead letters whose rows have been processed, inside the transaction that covers what came of them."""
+    for at in range(0, len(ids), _MOST_IDS):
+        connection.execute(f"DELETE FROM dead_letters WHERE {_are(ids[at : at + _MOST_IDS])}")  # noqa: S608
+
+
+class LetterChange(enum.Enum):
+    """What is done to dead letters, as words for an error."""
+
+    MARK = "mark"  # for the next start of the job, which processes them again
+    UNMARK = "unmark"
+    DROP = "drop"
+
+
+def change_letters(connection: duckdb.DuckDBPyConnection, selection: Selection, change: LetterChange) -> int:
+    """Mark, unmark or drop dead letters, inside a transaction; return how many."""
+    match change:
+        case LetterChange.MARK:
+            statement = "UPDATE dead_letters SET replay = true"
+        case LetterChange.UNMARK:
+            statement = "UPDATE dead_letters SET replay = false"
+        case LetterChange.DROP:
+            statement = "DELETE FROM dead_letters"
+    (changed,) = connection.execute(f"{statement} WHERE {selection.sql()}").fetchall()
+    return int(changed[0])
+
+
+# -- looked through --------------------------------------------------------------------------------------------
+
+
+def count_letters(query: Query, selection: Selection = ALL) -> int:
+    """Return how many dead letters there are."""
+    return int(query(f"SELECT count(*) AS n FROM dead_letters WHERE {selection.sql()}")["n"][0].as_py())  # noqa: S608
+
+
+def letters_of(query: Query, selection: Selection, columns: Iterable[str] = (), limit: int | None = None) -> pa.Table:
+    """Return dead letters, oldest first; without ``columns`` all of them."""
+    upto = "" if limit is None else f" LIMIT {int(limit)}"
+    names = ", ".join(columns) or "*"
+    return query(
+        f"SELECT {names} FROM dead_letters WHERE {selection.sql()} ORDER BY epoch, number{upto}"  # noqa: S608
+    )
+
+
+def marked_letters(query: Query) -> list[MarkedLetter]:
+    """Return the dead letters that are to be replayed, oldest first.
+
+    Raises:
+        StoreCorrupt: the row of one cannot be read.
+    """
+    columns = ("epoch", "number", "node", "operator", "attempts", "raw")
+    return [
+        MarkedLetter(
+            LetterId(row["epoch"], row["number"]), row["node"], row["operator"], row["attempts"], unpack_row(row["raw"])
+        )
+        for row in letters_of(query, Selection(marked=True), columns).to_pylist()
+    ]
