@@ -13,6 +13,7 @@ from importlib.metadata import entry_points
 import click
 from millstream import __version__
 from millstream.cli.checkpoints import checkpoints
+from millstream.cli.deadletters import deadletters
 from millstream.cli.explain_stuck import explain_stuck
 from millstream.cli.fork import fork
 from millstream.cli.init import init
@@ -61,7 +62,7 @@ def commands() -> None:
     """
 
 
-for command in (checkpoints, explain_stuck, fork, init, plan, run, savepoint, state):
+for command in (checkpoints, deadletters, explain_stuck, fork, init, plan, run, savepoint, state):
     commands.add_command(command)
 
 

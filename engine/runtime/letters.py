@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,7 +15,7 @@ from millstream.engine.operator import Exchange, ExchangeKind, OperatorSpec
 from millstream.engine.plan import Plan
 from millstream.engine.runtime.chain import OperatorTarget
 from millstream.engine.runtime.subtask import Subtask
-from millstream.engine.store.types import LetterId, MarkedLetter
+from millstream.engine.store.types import MarkedLetter
 
 _MOST_ROWS: Final = 1_024
 
@@ -45,24 +45,15 @@ class LetterLimit:
         return self.count > self.most
 
 
-def unreplayable(letters: Sequence[MarkedLetter], plan: Plan) -> dict[LetterId, str]:
-    """Say which dead letters the job cannot process again, and why."""
-    found = {}
-    for letter in letters:
-        problem = _misfit(letter, plan)
-        if problem:
-            found[letter.id] = problem
-    return found
-
-
 def check_replayable(letters: Sequence[MarkedLetter], plan: Plan) -> None:
     """Raise StateMismatch unless the job can process these dead letters again, naming each reason once."""
-    reasons = dict.fromkeys(unreplayable(letters, plan).values())
+    reasons = Counter(problem for letter in letters if (problem := _misfit(letter, plan)))
     if reasons:
-        listed = "\n".join(f"  - {reason}" for reason in reasons)
+        listed = "\n".join(f"  - {count:,} x {reason}" for reason, count in reasons.items())
         raise StateMismatch(
             f"dead letters that are to be replayed do not fit job {plan.job!r}:\n{listed}\n"
-            f"Change the job back, or do without them: millstream deadletters replay STORE JOB --undo --all"
+            f"Change the job back, or go without them: if they are marked already, millstream deadletters replay STORE "
+            f"JOB --undo --all takes the marks off"
         )
 
 

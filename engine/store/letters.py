@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import duckdb
@@ -46,19 +46,18 @@ class Selection:
         source: of the source of this name.
         operator: of the operator of this name or id.
         since: of this epoch and later ones.
+        rows: True: of operators, which are rows; False: of sources, which are bytes.
         marked: whether they are to be replayed.
+        after: those that come after this one.
     """
 
     ids: tuple[LetterId, ...] = ()
     source: str | None = None
     operator: str | None = None
     since: int = 0
+    rows: bool | None = None
     marked: bool | None = None
-
-    @property
-    def everything(self) -> bool:
-        """Whether nothing was chosen."""
-        return self == Selection(marked=self.marked)
+    after: LetterId | None = None
 
     def sql(self) -> str:
         """The condition, for WHERE."""
@@ -70,8 +69,12 @@ class Selection:
         if self.operator is not None:
             name = literal(self.operator)
             parts.append(f"(operator = {name} OR (operator IS NOT NULL AND node = {name}))")
+        if self.rows is not None:
+            parts.append("operator IS NOT NULL" if self.rows else "operator IS NULL")
         if self.marked is not None:
             parts.append("replay" if self.marked else "NOT replay")
+        if self.after is not None:
+            parts.append(f"(epoch, number) > ({self.after.epoch:d}, {self.after.number:d})")
         return " AND ".join(parts)
 
 
@@ -209,8 +212,8 @@ def letters_of(query: Query, selection: Selection, columns: Iterable[str] = (), 
     )
 
 
-def marked_letters(query: Query) -> list[MarkedLetter]:
-    """Return the dead letters that are to be replayed, oldest first.
+def replayable_letters(query: Query, selection: Selection) -> list[MarkedLetter]:
+    """Return dead letters of operators, oldest first, as they are replayed.
 
     Raises:
         StoreCorrupt: the row of one cannot be read.
@@ -220,5 +223,5 @@ def marked_letters(query: Query) -> list[MarkedLetter]:
         MarkedLetter(
             LetterId(row["epoch"], row["number"]), row["node"], row["operator"], row["attempts"], unpack_row(row["raw"])
         )
-        for row in letters_of(query, Selection(marked=True), columns).to_pylist()
+        for row in letters_of(query, replace(selection, rows=True), columns).to_pylist()
     ]

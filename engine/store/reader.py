@@ -23,13 +23,13 @@ from millstream.engine.store.catalog import (
 from millstream.engine.store.encoding import TableKey
 from millstream.engine.store.holds import holds_at_last
 from millstream.engine.store.instance import Instance, explain
-from millstream.engine.store.letters import ALL, Selection, letters_of
+from millstream.engine.store.letters import ALL, Selection, count_letters, letters_of, replayable_letters
 from millstream.engine.store.lock import StoreLock
 from millstream.engine.store.query import answer
 from millstream.engine.store.schema import view_names
 from millstream.engine.store.server import ask
 from millstream.engine.store.sizes import StateSize, state_size
-from millstream.engine.store.types import Manifest, SplitPosition, StoreFacts
+from millstream.engine.store.types import Manifest, MarkedLetter, SplitPosition, StoreFacts
 
 COMES_AND_GOES: Final = 5.0
 """Seconds a job may hold its store without answering: it is just starting, or ending."""
@@ -145,6 +145,14 @@ class StoreReader:
     ) -> pa.Table:
         """Dead letters, oldest first; without ``columns`` all of them."""
         return letters_of(self._query, selection, columns, limit)
+
+    def count_dead_letters(self, selection: Selection = ALL) -> int:
+        """How many dead letters there are."""
+        return count_letters(self._query, selection)
+
+    def replayable_letters(self, selection: Selection) -> list[MarkedLetter]:
+        """Dead letters of operators, oldest first, as they are replayed."""
+        return replayable_letters(self._query, selection)
 
     def state_views(self) -> list[str]:
         """The names of the views of operators' state."""

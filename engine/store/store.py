@@ -40,7 +40,7 @@ from millstream.engine.store.letters import (
     change_letters,
     count_letters,
     letters_of,
-    marked_letters,
+    replayable_letters,
 )
 from millstream.engine.store.lock import StoreLock
 from millstream.engine.store.pruning import execute_pruning, plan_pruning
@@ -262,7 +262,7 @@ class CheckpointStore:
 
     def letters_to_replay(self) -> list[MarkedLetter]:
         """The dead letters that are to be replayed, oldest first."""
-        return self._reading(marked_letters)
+        return self._reading(lambda query: replayable_letters(query, Selection(marked=True)))
 
     def change_letters(self, selection: Selection, change: LetterChange) -> int:
         """Mark dead letters, take the mark off, or drop them; all of those selected or none. Return how many.
