@@ -172,6 +172,25 @@ def test_lines_of_sources_are_exported_instead(stopped: Path) -> None:
     assert "4 dead letters will be replayed" in said
 
 
+def test_an_exported_line_that_was_mended_goes_in_again_as_a_file(folder: Path) -> None:
+    (folder / "job.py").write_text(JOB.replace('name="orders")', 'follow=True, name="orders")'))
+
+    def run_until(n: int) -> None:
+        with running(folder, "run", "job.py", "--every", "50ms") as job:
+            job.until(lambda: (written() and written()[-1] >= n) or None)
+            job.send(signal.SIGTERM)
+            assert job.code() == 0
+
+    run_until(19)
+    call("deadletters", "export", STORE, "--source", "orders", "--out", "mended.jsonl")
+    mended = Path("mended.jsonl").read_text().replace("oops", "21")
+    Path("mended.jsonl").write_text(mended)
+    Path("mended.jsonl").rename("in/mended.jsonl")
+    call("deadletters", "drop", STORE, "--source", "orders")
+    run_until(21)
+    assert written() == [*(n for n in range(20) if n % 5), 21]
+
+
 def test_a_job_that_lacks_the_operator_is_refused_by_name(stopped: Path) -> None:
     (stopped / "other.py").write_text(JOB.replace('name="parse"', 'name="other"'))
     said = told("deadletters", "replay", STORE, "other.py", "--operator", "parse")

@@ -17,14 +17,14 @@ from millstream.engine.operator import FORWARD, Operator, OperatorContext, Opera
 from millstream.engine.plan import Plan, Stage, StageInput
 from millstream.engine.runtime.chain import ChannelTarget, OperatorTarget, Ports, SinkTarget, Target
 from millstream.engine.runtime.channel import CAPACITY, Channel
-from millstream.engine.runtime.letters import check_replayable, schedule_replays
+from millstream.engine.runtime.letters import schedule_replays
 from millstream.engine.runtime.source_reading import SourceReading
 from millstream.engine.runtime.splits import SplitQueue
 from millstream.engine.runtime.subtask import Acknowledge, ChannelSubtask, Parts, SourceSubtask, Subtask
 from millstream.engine.sink import Committer, SinkContext, SinkWriter
 from millstream.engine.state import StateTable
 from millstream.engine.store.store import CheckpointStore
-from millstream.engine.store.types import SplitPosition
+from millstream.engine.store.types import MarkedLetter, SplitPosition
 from millstream.engine.time import Clock
 
 
@@ -85,6 +85,7 @@ class Builder:
         *,
         generation: Generation,
         restored: Epoch | None,
+        replayed: Sequence[MarkedLetter],
         clock: Clock,
         acknowledge: Acknowledge,
         channel_capacity: int = CAPACITY,
@@ -94,6 +95,7 @@ class Builder:
         self._store = store
         self._generation = generation
         self._restored = restored
+        self.replayed = replayed
         self._clock = clock
         self._acknowledge = acknowledge
         self._capacity = channel_capacity
@@ -111,8 +113,6 @@ class Builder:
             self._watermarks = manifest.watermarks
             positions = store.positions(restored)
             ended = manifest.finished
-        self.replayed = store.letters_to_replay()
-        check_replayable(self.replayed, plan)
         self._queues = {
             node.id: SplitQueue(
                 node.body.source,

@@ -21,7 +21,7 @@ from millstream.engine.recovery import CommitAgain, Refuse, Resume, StartFresh, 
 from millstream.engine.runtime.build import Builder, Running
 from millstream.engine.runtime.coordinator import CheckpointSettings, Coordinator, Executor, publish
 from millstream.engine.runtime.inquiries import Inquiries
-from millstream.engine.runtime.letters import LetterLimit
+from millstream.engine.runtime.letters import LetterLimit, check_replayable
 from millstream.engine.runtime.monitor import JobStatus, look
 from millstream.engine.runtime.scheduler import ThreadedScheduler
 from millstream.engine.sink import SinkContext
@@ -238,6 +238,8 @@ class _Run:
         decision = decide(facts, self._plan.states, self._settings.moved_from, self._settings.drop_state)
         if isinstance(decision, Refuse):
             raise StateMismatch(_refusal(self._plan.job, store.path, decision))
+        replayed = store.letters_to_replay() if facts.replays else []
+        check_replayable(replayed, self._plan)
         restored = None if isinstance(decision, StartFresh) else decision.epoch
         if self._first_restored is None:
             self._first_restored = restored or 0
@@ -253,6 +255,7 @@ class _Run:
             store,
             generation=generation,
             restored=restored,
+            replayed=replayed,
             clock=self._clock,
             acknowledge=acknowledged,
             channel_capacity=self._settings.channel_capacity,
