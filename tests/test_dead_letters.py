@@ -18,8 +18,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from millstream.engine.changelog import WEIGHT
 from millstream.engine.operator import MAIN
-from millstream.engine.store.letters import LetterId, Selection, letter_id, pack_row, unpack_row
+from millstream.engine.store.letters import LetterChange, Selection, letter_id, pack_row, unpack_row
 from millstream.engine.store.reader import StoreReader
+from millstream.engine.store.store import CheckpointStore
+from millstream.engine.store.types import LetterId
 from millstream.operators.code_version import code_version
 from millstream.operators.python import FlatMap, Map, MapBatches
 from millstream.testing import BARRIER, check_operator
@@ -239,7 +241,10 @@ def test_a_job_without_a_store_puts_aside_too() -> None:
 def test_too_many_letters_fail_the_job_after_they_are_committed(tmp_path: Path) -> None:
     out = ms.memory_sink()
     store = tmp_path / "s.duckdb"
-    with pytest.raises(ms.TooManyDeadLetters, match=r"6 dead letters in the store, .*allows 5\. Everything .*epoch 1"):
+    with pytest.raises(
+        ms.TooManyDeadLetters,
+        match=r"6 dead letters in the store, .*allows 5; one is of 'rate': TypeError: .*\. Everything .*epoch 1",
+    ):
         priced(out).run(store, max_dead_letters=5)
     with StoreReader.open(store) as reader:
         assert reader.dead_letters().num_rows == 6, "they can be looked at"
@@ -256,7 +261,9 @@ def test_too_many_letters_fail_the_job_after_they_are_committed(tmp_path: Path) 
 def test_an_endless_job_stops_soon_after_it_has_too_many(tmp_path: Path) -> None:
     schema = pa.schema({"n": pa.int64()})
     job = ms.Job("endless")
-    source = ms.generator(lambda a, b: pa.record_batch({"n": pa.array(range(a, b), pa.int64())}), schema=schema)
+    source = ms.generator(
+        lambda a, b: pa.record_batch({"n": pa.array(range(a, b), pa.int64())}), schema=schema, batch_rows=200
+    )
     job.read(source).map(lambda row: 1 / 0, schema={"n": int}, on_error="dead_letter").write(ms.blackhole())
     with pytest.raises(ms.TooManyDeadLetters):
         job.run(tmp_path / "s.duckdb", every="1h", max_dead_letters=1_000)
@@ -273,6 +280,35 @@ def test_letters_of_a_source_count_too(tmp_path: Path) -> None:
     with StoreReader.open(tmp_path / "s.duckdb") as reader:
         (letter,) = reader.dead_letters(Selection(source="orders")).to_pylist()
     assert letter["raw"] == b'{"n":oops}\n'
+
+
+def test_a_message_of_any_kind_can_be_kept(tmp_path: Path) -> None:
+    messages = ["\udcff", "a\0b", "x" * 100_000, ""]
+
+    def refuse(row: dict[str, Any]) -> dict[str, Any]:
+        raise ValueError(messages[row["n"]])
+
+    job = ms.Job("j")
+    rows = [{"n": n} for n in range(len(messages))]
+    job.read(ms.memory_source(rows)).map(refuse, schema={"n": int}, on_error="dead_letter").write(ms.blackhole())
+    job.run(tmp_path / "s.duckdb")
+    with StoreReader.open(tmp_path / "s.duckdb") as reader:
+        kept = reader.dead_letters().column("error").to_pylist()
+    assert kept[:2] == ["\\udcff", "a\0b"]
+    assert len(kept[2]) < 5_000
+    assert kept[3] == ""
+
+
+def test_only_rows_can_be_marked(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"n":oops}\n')
+    job = ms.Job("j")
+    source = ms.files(tmp_path / "a.jsonl", schema=pa.schema({"n": pa.int64()}), on_error="dead_letter")
+    job.read(source).write(ms.memory_sink())
+    job.run(tmp_path / "s.duckdb")
+    store = CheckpointStore.open(tmp_path / "s.duckdb")
+    assert store.change_letters(Selection(), LetterChange.MARK) == 0
+    assert store.facts().replays == 0
+    store.close()
 
 
 def test_ids_are_read_as_they_are_shown() -> None:

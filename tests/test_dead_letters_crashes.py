@@ -23,7 +23,7 @@ from millstream.engine.store.store import CheckpointStore
 from millstream.testing import simulate
 from nursery import Nursery, Start
 
-NUMBERS = range(120)
+NUMBERS = range(80)
 BATCHES = [pa.record_batch({"n": pa.array(range(at, at + 4), pa.int64())}) for at in range(0, len(NUMBERS), 4)]
 
 
@@ -138,13 +138,23 @@ def nursery() -> Iterator[Nursery]:
 @pytest.fixture(scope="module")
 def refused(nursery: Nursery, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A job that has finished with letters, which are marked, and whose function is mended."""
-    folder = tmp_path_factory.mktemp("refused")
+    folder = tmp_path_factory.mktemp("refused") / "job"
+    folder.mkdir()
     make(folder, bad=3)
     assert nursery.run(Start(str(folder))).outcome == "finished"
     assert {n for _, n, _ in letters(folder / "job.duckdb")} == set(range(0, COUNT, 3))
     (folder / "job.py").write_text(JOB.format(bad=0))
     assert mark(folder / "job.duckdb", Selection()) == COUNT // 3
+    shutil.copytree(folder, folder.with_name("kept"))
     return folder
+
+
+@pytest.fixture
+def folder(refused: Path) -> Path:
+    """That job, as it was, and where it was: its output is known by its place."""
+    shutil.rmtree(refused)
+    shutil.copytree(refused.with_name("kept"), refused)
+    return refused
 
 
 def make(folder: Path, bad: int) -> None:
@@ -161,11 +171,7 @@ def output(folder: Path) -> list[int]:
 
 
 @pytest.mark.parametrize("point", KILLS)
-def test_a_replay_killed_anywhere_has_its_effect_once(
-    point: str, refused: Path, nursery: Nursery, tmp_path: Path
-) -> None:
-    folder = tmp_path / "job"
-    shutil.copytree(refused, folder)
+def test_a_replay_killed_anywhere_has_its_effect_once(point: str, folder: Path, nursery: Nursery) -> None:
     end = nursery.run(Start(str(folder), failpoint=f"{point}=kill"))
     assert end.killed, end
     waiting = {n for _, n, _ in letters(folder / "job.duckdb")}
@@ -190,9 +196,7 @@ def test_letters_of_a_killed_job_are_neither_lost_nor_doubled(point: str, nurser
 @pytest.mark.parametrize(
     "words", [("drop", "job.duckdb", "--all"), ("replay", "job.duckdb", "job.py", "--all", "--undo")]
 )
-def test_a_killed_command_has_changed_all_or_nothing(words: tuple[str, ...], refused: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "job"
-    shutil.copytree(refused, folder)
+def test_a_killed_command_has_changed_all_or_nothing(words: tuple[str, ...], folder: Path) -> None:
     command = [sys.executable, "-m", "millstream", "deadletters", *words]
     killed = subprocess.run(
         command, cwd=folder, env={**os.environ, ENVIRONMENT: "letters.change=kill"}, capture_output=True, check=False

@@ -75,6 +75,7 @@ class Builder:
 
     Args:
         restored: the epoch to take state from, None for a fresh start.
+        replayed: dead letters that are processed again before anything else.
         lasting: whether the store outlives the run.
     """
 

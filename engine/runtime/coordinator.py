@@ -18,7 +18,7 @@ from millstream.engine.runtime.memory_limit import explain_memory, merge_memory,
 from millstream.engine.runtime.merging import merge_deltas, merge_positions
 from millstream.engine.runtime.subtask import Acknowledgement, SourceSubtask
 from millstream.engine.sink import Committable, Committer
-from millstream.engine.store.types import CheckpointData, LetterId, Manifest, Memory
+from millstream.engine.store.types import CheckpointData, LetterId, Manifest, Memory, NodeLetters
 from millstream.engine.time import START_OF_TIME, Clock
 
 
@@ -126,6 +126,7 @@ class Coordinator:
         self._settings = settings
         self._letters = letters
         self._replayed = tuple(replayed)
+        self._last_letters: NodeLetters | None = None
         self._wake = wake
         self._epoch = last_epoch
         self._due = clock.monotonic() + settings.every
@@ -261,11 +262,16 @@ class Coordinator:
             deltas=merge_deltas(delta for part in parts for delta in part.snapshot.deltas),
             positions=merge_positions(position for part in parts for position in part.positions),
             committables=[committable for part in parts for committable in part.snapshot.committables],
-            dead_letters=[letters for part in parts for letters in part.snapshot.dead_letters],
+            dead_letters=self._letters_of(parts),
             replayed=self._replayed,
             watermarks=self._watermarks(),
             memory=self.memory,
         )
+
+    def _letters_of(self, parts: Sequence[Acknowledgement]) -> list[NodeLetters]:
+        found = [letters for part in parts for letters in part.snapshot.dead_letters]
+        self._last_letters = found[-1] if found else self._last_letters
+        return found
 
     def _kind(self, barrier: Barrier) -> BarrierKind:
         """A job with too many dead letters has not finished, though its sources have ended: it can be resumed."""
@@ -363,11 +369,12 @@ class Coordinator:
 
     def _check_letters(self) -> None:
         if self._letters.exceeded:
+            example = f"; one is of {self._last_letters}" if self._last_letters is not None else ""
             raise TooManyDeadLetters(
                 f"there are {self._letters.count:,} dead letters in the store, max_dead_letters (--max-dead-letters) "
-                f"allows {self._letters.most:,}. Everything up to them is committed, at epoch {self._epoch}. See what "
-                f"is wrong with 'millstream deadletters ls STORE', replay or drop them, or allow more; then run the "
-                f"job again, and it goes on from there"
+                f"allows {self._letters.most:,}{example}. Everything up to them is committed, at epoch {self._epoch}. "
+                f"See what is wrong with 'millstream deadletters ls STORE', replay or drop them, or allow more; then "
+                f"run the job again, and it goes on from there"
             )
 
 

@@ -18,6 +18,9 @@ from millstream.engine.store.instance import insert_arrow
 from millstream.engine.store.schema import DEAD_LETTERS, rows_to_arrow
 from millstream.engine.store.types import DeadRows, LetterId, MarkedLetter, NodeLetters
 
+_LONGEST: Final = 4_000
+"""So much of a message is kept."""
+
 _MOST_IDS: Final = 1_000
 """So many ids go into one statement."""
 
@@ -100,28 +103,28 @@ def _rows(letters: NodeLetters) -> Iterator[list[Any]]:
     """The columns of ``dead_letters`` after epoch and number."""
     node, name, subtask, dead = letters.node_id, letters.name, letters.subtask, letters.dead
     if not isinstance(dead, DeadRows):
-        yield [
-            name,
-            None,
-            node,
-            subtask,
-            dead.split,
-            dead.position,
-            None,
-            None,
-            dead.error,
-            1,
-            "",
-            None,
-            dead.raw,
+        place = [_text(dead.split), _text(dead.position)]
+        yield [name, None, node, subtask, *place, None, None, _text(dead.error), 1, "", None, dead.raw, False]
+        return
+    times = [None] * dead.rows.num_rows if dead.times is None else dead.times
+    for index, (fault, time) in enumerate(zip(dead.faults, times, strict=True)):
+        row = dead.rows.take(pa.array([index]))
+        told = [
+            _text(fault.type),
+            _text(fault.message),
+            dead.attempts,
+            dead.code,
+            row_as_json(row),
+            pack_row(row),
             False,
         ]
-        return
-    times = [None] * dead.rows.num_rows if dead.times is None else dead.times.cast(pa.timestamp("us"))
-    for index, (fault, time) in enumerate(zip(dead.faults, times, strict=True)):
-        row = dead.rows.take([index])
-        told = [fault.type, fault.message, dead.attempts, dead.code, row_as_json(row), pack_row(row), False]
         yield [None, name, node, subtask, None, None, time, *told]
+
+
+def _text(text: str) -> str:
+    """Text that can be stored: a name of a file, or a message, may hold what is no Unicode."""
+    shown = text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
+    return shown.encode(errors="backslashreplace").decode()
 
 
 def pack_row(row: pa.RecordBatch) -> bytes:
@@ -164,6 +167,8 @@ def row_as_json(row: pa.RecordBatch) -> str:
 def _value(column: pa.Array) -> Any:
     try:
         return column[0].as_py()
+    except UnicodeDecodeError:
+        return column[0].as_buffer().to_pybytes()
     except (ValueError, OverflowError):
         return shown_scalar(column[0])
 
@@ -183,10 +188,10 @@ class LetterChange(enum.Enum):
 
 
 def change_letters(connection: duckdb.DuckDBPyConnection, selection: Selection, change: LetterChange) -> int:
-    """Mark, unmark or drop dead letters, inside a transaction; return how many."""
+    """Mark (only those of operators), unmark or drop dead letters, inside a transaction; return how many."""
     match change:
         case LetterChange.MARK:
-            statement = "UPDATE dead_letters SET replay = true"
+            statement, selection = "UPDATE dead_letters SET replay = true", replace(selection, rows=True)
         case LetterChange.UNMARK:
             statement = "UPDATE dead_letters SET replay = false"
         case LetterChange.DROP:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 import pyarrow as pa
 from millstream.engine.element import BarrierKind, Epoch, Generation
@@ -15,6 +15,7 @@ from millstream.engine.state import StateDelta, StateTable
 
 Memory: TypeAlias = Mapping[str, Mapping[str, int]]
 """Bytes, by operator or sink id and by part of it."""
+_SHOWN: Final = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +121,13 @@ class NodeLetters:
     name: str
     subtask: int
     dead: DeadLetter | DeadRows
+
+    def __str__(self) -> str:
+        """Who it is of, and what was wrong with the last."""
+        if isinstance(self.dead, DeadLetter):
+            return f"source {self.name!r}: {self.dead.split}, {self.dead.position}: {self.dead.error[:_SHOWN]}"
+        fault = self.dead.faults[-1]
+        return f"{self.name!r}: {fault.type}: {fault.message[:_SHOWN]}"
 
 
 @dataclass(frozen=True, slots=True, order=True)
