@@ -121,8 +121,7 @@ class Job:
             restarts: how often in a row to restart after a failure that may pass.
             memory: bytes that state may hold, as in ``"2GB"``; beyond it the job ends at a checkpoint, to be resumed.
             exactly_once: refuse to run unless every path from source to sink is exactly-once.
-            drop_state: names or ids of operators, sources and sinks whose state may be lost: those that are no longer
-                in the job, or that mean something else now. What fits is kept all the same.
+            drop_state: names or ids of operators, sources and sinks whose state may be lost where it does not fit.
             start_from: what a store begins with that is not there yet: ``"STORE@NAME"`` for a savepoint of another,
                 ``"STORE@12"`` for one of its epochs, or the file of either.
             max_dead_letters: how many dead letters the store may hold; with more the job fails.
@@ -145,14 +144,12 @@ class Job:
         plan = self.plan(parallelism)
         if exactly_once:
             _demand_exactly_once(plan)
-        if start_from is not None and store is None:
-            raise JobError("start_from= begins a new store: say where it is to be, as in job.run('new.duckdb', ...)")
         settings = RunSettings(
             store=Path(store) if store is not None else None,
             checkpoints=_checkpoint_settings(every, checkpoint_timeout, memory, max_dead_letters),
             restarts=restarts,
             drop_state=tuple(drop_state),
-            start_from=None if start_from is None else str(start_from),
+            start_from=_beginning(start_from, store),
             on_status=on_status,
             moved_from=Path(moved_from).resolve() if moved_from is not None else None,
         )
@@ -165,6 +162,12 @@ def _refuse_while_imported() -> None:
             f"{file} runs its job itself when it is imported: leave that to the command line, or put job.run() "
             f"under if __name__ == '__main__':"
         )
+
+
+def _beginning(start_from: str | Path | None, store: str | Path | None) -> str | None:
+    if start_from is not None and store is None:
+        raise JobError("start_from= begins a new store: say where it is to be, as in job.run('new.duckdb', ...)")
+    return None if start_from is None else str(start_from)
 
 
 def _checkpoint_settings(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from millstream.engine.errors import JobError
 from millstream.engine.store.migration import compare_tables
-from millstream.engine.store.types import Manifest, OperatorState, StoreFacts
+from millstream.engine.store.types import OperatorState, StoreFacts
 
 
 class Verdict(enum.Enum):
@@ -61,7 +61,7 @@ def compare(facts: StoreFacts, job: Sequence[OperatorState]) -> list[Change]:
     before = last.operators if last else {}
     now = {operator.id: operator for operator in job}
     changes = [
-        _changed(before[operator.id], operator, last) if last and operator.id in before else _added(operator, facts)
+        _changed(before[operator.id], operator, facts) if last and operator.id in before else _added(operator, facts)
         for operator in job
     ]
     return changes + [_lost(old, facts) for id_, old in before.items() if id_ not in now]
@@ -77,7 +77,9 @@ def _added(operator: OperatorState, facts: StoreFacts) -> Change:
     return Change(operator.id, operator.name, operator.kind, Verdict.NEW, details)
 
 
-def _changed(old: OperatorState, new: OperatorState, last: Manifest) -> Change:
+def _changed(old: OperatorState, new: OperatorState, facts: StoreFacts) -> Change:
+    assert facts.last is not None
+    last = facts.last
     migrated: list[str] = []
     refused: list[str] = []
     tables = {table.name: table for table in new.tables}
@@ -93,6 +95,8 @@ def _changed(old: OperatorState, new: OperatorState, last: Manifest) -> Change:
     held = any(id_ == old.id for id_, _ in last.tables)
     if held and not refused and old.meaning != new.meaning:
         refused.append(f"{old.meaning} in the checkpoint, {new.meaning} in the job")
+    if refused:
+        refused += _letters(old, facts)
     verdict = Verdict.CHANGED if refused else Verdict.MIGRATED if migrated else Verdict.KEPT
     return Change(new.id, new.name, new.kind, verdict, tuple(refused or migrated), loses=bool(refused))
 
@@ -111,8 +115,15 @@ def _lost(old: OperatorState, facts: StoreFacts) -> Change:
             f"its output of epoch {facts.last.epoch} ({unpublished} committable{'s' * (unpublished > 1)}) may not be "
             f"visible yet"
         )
+    details += _letters(old, facts)
     loses = bool(tables) or old.id in facts.read
     return Change(old.id, old.name, old.kind, Verdict.DROPPED, tuple(details), loses, unpublished)
+
+
+def _letters(old: OperatorState, facts: StoreFacts) -> list[str]:
+    """Say that dead letters are not lost with state: no reason to refuse anything, but good to know."""
+    count = facts.dead_letters.get(old.id, 0)
+    return [f"its {count:,} dead letter{'s' * (count > 1)} would stay"] if count else []
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,6 +49,16 @@ def test_a_finished_job_only_commits_again() -> None:
     assert decide(facts(SOURCE, kind=BarrierKind.FINAL), [SOURCE]) == CommitAgain(Epoch(7))
 
 
+def test_a_finished_job_goes_on_for_letters_to_replay_in_whatever_version() -> None:
+    found = replace(facts(SOURCE, WINDOW, kind=BarrierKind.FINAL), dead_letters={"o2": 3}, replays=1)
+    assert decide(found, [SOURCE, WINDOW]) == Resume(Epoch(7))
+    other = replace(WINDOW, id="o3", name="other")
+    assert decide(found, [SOURCE, other], drop=["window"]) == Resume(Epoch(7), ("other",), (), {"o2": "window"})
+    refused = decide(found, [SOURCE])
+    assert isinstance(refused, Refuse)
+    assert refused.reasons[0].endswith("its state (windows) would be lost; its 3 dead letters would stay")
+
+
 def test_an_operator_more_is_welcome_and_named() -> None:
     assert decide(facts(SOURCE), [SOURCE, WINDOW]) == Resume(Epoch(7), ("window",))
 

@@ -115,9 +115,8 @@ def run(  # noqa: PLR0913, PLR0917 - one parameter per option
 
     Ctrl-C and SIGTERM take a last checkpoint and stop; a second one stops at once, which loses nothing.
 
-    Progress goes to standard error: a live view on a terminal, lines of JSON otherwise. Exit code: 0 when the job
-    has finished or was stopped, 1 when it failed, 2 for wrong options, 75 when something in it hangs, 79 when its state
-    has outgrown --memory, 130 when it was stopped at once.
+    Progress goes to standard error: a live view on a terminal, lines of JSON otherwise. Exit code: 0 finished or
+    stopped, 1 failed, 2 wrong options, 75 something in it hangs, 79 state has outgrown --memory, 130 stopped at once.
 
     \b
     millstream run revenue.py --store revenue.duckdb --every 1s

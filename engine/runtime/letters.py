@@ -45,9 +45,14 @@ class LetterLimit:
         return self.count > self.most
 
 
+def misfits(letters: Sequence[MarkedLetter], plan: Plan) -> Counter[str]:
+    """Say why a job cannot process dead letters again: each reason, and of how many it is true."""
+    return Counter(problem for letter in letters if (problem := _misfit(letter, plan)))
+
+
 def check_replayable(letters: Sequence[MarkedLetter], plan: Plan) -> None:
     """Raise StateMismatch unless the job can process these dead letters again, naming each reason once."""
-    reasons = Counter(problem for letter in letters if (problem := _misfit(letter, plan)))
+    reasons = misfits(letters, plan)
     if reasons:
         listed = "\n".join(f"  - {count:,} x {reason}" for reason, count in reasons.items())
         raise StateMismatch(

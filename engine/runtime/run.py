@@ -245,7 +245,9 @@ class _Run:
             self._first_restored = restored or 0
         dropped = {} if isinstance(decision, StartFresh) else decision.dropped
         if dropped:
-            log.warning("dropping state", job=self._plan.job, dropped=list(dropped.values()))
+            kept = {name: facts.dead_letters[id_] for id_, name in dropped.items() if id_ in facts.dead_letters}
+            told = {"dead_letters_kept": kept} if kept else {}
+            log.warning("dropping state", job=self._plan.job, dropped=list(dropped.values()), **told)
         generation = store.begin_generation(self._plan.states, dropped)
         hit("recovery.declared")
         scheduler = self._scheduler(self._plan)

@@ -33,7 +33,8 @@ class SplitQueue:
         self._known = {r.split.id: r.split for r in restored}
         self._waiting = deque(r for r in restored if not r.finished)
         self._next_discovery = 0.0
-        self._first = not ended  # a source that has come to its end stays there, whatever has been added since
+        self._ended = ended  # and stays there, whatever the source has become or found since
+        self._first = not ended
         self._dealt: list[deque[SplitPosition]] = [deque() for _ in range(parallelism)]
         self._next_owner = 0
         self._times: dict[int, int] = {}
@@ -73,11 +74,12 @@ class SplitQueue:
     def exhausted(self) -> bool:
         """Whether no split is left to hand out and none will come."""
         with self._lock:
-            return self._source.bounded and not self._first and not self._waiting and not any(self._dealt)
+            more = self._first or self._waiting or any(self._dealt)
+            return not more and (self._source.bounded or self._ended)
 
     def _discover(self) -> None:
         now = self._clock.monotonic()
-        due = self._first or (not self._source.bounded and now >= self._next_discovery)
+        due = self._first or (not self._source.bounded and not self._ended and now >= self._next_discovery)
         if not due:
             return
         self._first = False

@@ -104,6 +104,16 @@ def without(manifest: Manifest, gone: frozenset[str]) -> Manifest:
     )
 
 
+def check_format(query: Query) -> None:
+    """Raise StoreError unless this version of Millstream knows the store's layout."""
+    formats = query("SELECT format FROM job")["format"].to_pylist()
+    if formats != [FORMAT]:
+        raise StoreError(
+            f"the store has format {formats}, this version of Millstream reads {FORMAT}: "
+            f"run the job with the version that wrote it, or give it a new store"
+        )
+
+
 def load_catalog(query: Query) -> Catalog:
     """Read a store's catalog.
 
@@ -111,12 +121,8 @@ def load_catalog(query: Query) -> Catalog:
         StoreError: it was written by another version of Millstream.
         StoreCorrupt: a manifest is damaged.
     """
+    check_format(query)
     jobs = query("SELECT * FROM job").to_pylist()
-    if len(jobs) != 1 or jobs[0]["format"] != FORMAT:
-        raise StoreError(
-            f"the store has format {[job['format'] for job in jobs]}, this version of Millstream reads {FORMAT}: "
-            f"run the job with the version that wrote it, or give it a new store"
-        )
     generation = query("SELECT coalesce(max(generation), 0) AS newest FROM generations").to_pylist()[0]["newest"]
     parent = None if jobs[0]["parent"] is None else Parent(**json.loads(jobs[0]["parent"]))
     catalog = Catalog(jobs[0]["job_id"], Generation(generation), parent)
@@ -218,8 +224,21 @@ def facts_of(query: Query, catalog: Catalog, witness: Epoch | None) -> StoreFact
     # Where the first job writes does not bind a fork that has shown nothing yet.
     bound = last is None or catalog.parent is None or catalog.parent.epoch < last.epoch
     folders = {id_: operator.folders for id_, operator in newest.items() if bound or operator.kind != "sink"}
-    (replays,) = query("SELECT count(*) AS n FROM dead_letters WHERE replay")["n"].to_pylist()
-    return StoreFacts(catalog.job_id, last, witness, catalog.generation, folders, read, unpublished, dropped, replays)
+    letters = query(
+        "SELECT node, count(*) AS n, count_if(replay) AS marked FROM dead_letters GROUP BY node"
+    ).to_pylist()
+    return StoreFacts(
+        job_id=catalog.job_id,
+        last=last,
+        witness=witness,
+        generation=catalog.generation,
+        folders=folders,
+        read=read,
+        unpublished=unpublished,
+        dropped=dropped,
+        dead_letters={row["node"]: row["n"] for row in letters},
+        replays=sum(int(row["marked"]) for row in letters),
+    )
 
 
 def committables_of(catalog: Catalog, epoch: Epoch) -> dict[str, list[Committable]]:

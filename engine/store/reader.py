@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Protocol
@@ -15,6 +16,7 @@ from millstream.engine.element import Epoch
 from millstream.engine.errors import StoreError, StoreLocked
 from millstream.engine.sink import Committable
 from millstream.engine.store.catalog import (
+    check_format,
     committables_of,
     facts_of,
     load_catalog,
@@ -99,6 +101,7 @@ class StoreReader:
             undo.callback(instance.close)
             if not _read(instance, "SELECT 1 FROM duckdb_tables() WHERE table_name = 'job'").num_rows:
                 raise StoreError(f"{path} is a DuckDB database, but not the store of a job: give the job's own")
+            check_format(partial(_read, instance))
             close = undo.pop_all().close
         return cls(lambda sql, epoch=None: _read(instance, sql, epoch), path, running=False, close=close)
 

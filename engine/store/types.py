@@ -231,7 +231,8 @@ class StoreFacts:
         read: the ids of sources of which something has been read.
         unpublished: by sink id, how many committables of the last epoch nobody knows to be visible.
         dropped: by id, the name of every operator, source or sink whose state was ever dropped.
-        replays: how many dead letters are to be replayed.
+        dead_letters: by id of an operator or source, how many there are.
+        replays: how many of them are to be replayed.
     """
 
     job_id: str
@@ -242,4 +243,5 @@ class StoreFacts:
     read: frozenset[str] = frozenset()
     unpublished: Mapping[str, int] = field(default_factory=dict)
     dropped: Mapping[str, str] = field(default_factory=dict)
+    dead_letters: Mapping[str, int] = field(default_factory=dict)
     replays: int = 0
