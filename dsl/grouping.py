@@ -106,17 +106,10 @@ class GroupedStream:
         >>> out.rows()
         [{'s': 'a', 'bottom': 2, 'ups': 2}]
         """
-        from millstream.matching import match_rows
+        from millstream.matching import Wanted, match_rows
 
-        arguments = {
-            "pattern": pattern,
-            "define": define,
-            "select": select,
-            "contiguity": contiguity,
-            "after_match": after_match,
-            "name": name,
-        }
-        return match_rows(self._graph, self._edge, self._time, self._keys, arguments, within=within)
+        wanted = Wanted(pattern, within, define, select, contiguity, after_match)
+        return match_rows(Stream(self._graph, self._edge, self._time), self._keys, wanted, name)
 
     def top(
         self,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final
+from dataclasses import dataclass
+from typing import Final
 
 from millstream.engine.errors import JobError, SchemaError
 from millstream.engine.expression import Expr, col
@@ -33,36 +34,40 @@ class MatchedStream(Stream):
         return Stream(self._graph, Edge(self._edge.node, LATE), self._late_time)
 
 
-def match_rows(
-    graph: Graph,
-    edge: Edge,
-    time: Expr | None,
-    keys: tuple[str, ...],
-    arguments: Mapping[str, Any],
-    *,
-    within: Duration,
-) -> MatchedStream:
-    """Add a ``Match`` to the graph; ``arguments`` are those of ``GroupedStream.match``."""
-    if time is None:
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """The arguments of ``GroupedStream.match``, as they were given."""
+
+    pattern: str
+    within: Duration
+    define: Mapping[str, Expr] | None
+    select: Mapping[str, AggregateSpec] | None
+    contiguity: str
+    after_match: str
+
+
+def match_rows(stream: Stream, keys: tuple[str, ...], wanted: Wanted, name: str | None) -> MatchedStream:
+    """Add a ``Match`` to the graph behind a stream."""
+    if stream._time is None:
         raise JobError(
             "match() needs event time, since a pattern is looked for in the order in which things happened: name its "
             "column in job.read(..., event_time='at'), and keep that column in select(), drop() and map()"
         )
     spec = Match(
         keys,
-        parse(arguments["pattern"]),
-        tuple(_conditions(arguments["define"])),
-        tuple(_results(arguments["select"])),
-        time,
-        micros(within),
-        relaxed=_choose("contiguity", arguments["contiguity"], CONTIGUITY),
-        past_last=_choose("after_match", arguments["after_match"], AFTER_MATCH),
+        parse(wanted.pattern),
+        tuple(_conditions(wanted.define)),
+        tuple(_results(wanted.select)),
+        stream._time,
+        micros(wanted.within),
+        relaxed=_choose("contiguity", wanted.contiguity, CONTIGUITY),
+        past_last=_choose("after_match", wanted.after_match, AFTER_MATCH),
     )
     try:
-        node = graph.operator(spec, [edge], arguments["name"])
+        node = stream._graph.operator(spec, [stream._edge], name)
     except SchemaError as error:
         raise SchemaError(f"match(): {error}") from None
-    return MatchedStream(graph, Edge(node.id), time)
+    return MatchedStream(stream._graph, Edge(node.id), stream._time)
 
 
 def _conditions(define: Mapping[str, Expr] | None) -> list[tuple[str, Expr]]:

@@ -107,7 +107,7 @@ def _root(group: int, groups: Any) -> int:
 @inlined
 def _is_open(row: int, rows: Any, groups: Any) -> bool:
     """Whether an attempt begins with a row and has neither failed nor found its match."""
-    return rows[row, GROUP] >= 0 and groups[_root(rows[row, GROUP], groups), STATE] > DONE
+    return bool(rows[row, GROUP] >= 0 and groups[_root(rows[row, GROUP], groups), STATE] > DONE)
 
 
 @inlined

@@ -20,6 +20,7 @@ from millstream.operators.match_conditions import Conditions, Terms
 from millstream.operators.match_results import Matches, Results
 from millstream.operators.pattern_automaton import Automaton
 from millstream.operators.rows import Rows
+from millstream.operators.waiting import Waiting
 from millstream.operators.windowed import Gate
 
 _FIRST_CAPACITY: Final = 1_024
@@ -56,7 +57,7 @@ class MatchOperator(Operator):
         self._queue: Ints = np.empty(0, np.int64)
         self._told: Ints = np.zeros(kernels.TOLD, np.int64)
         self._made: Ints = np.empty((kernels.MADE_LINES, 0), np.int64)
-        self._waiting: list[Ints] = []  # ids of rows that the watermark has not passed
+        self._waiting = Waiting()
 
     # -- rows in -----------------------------------------------------------------------------------------------
 
@@ -68,7 +69,7 @@ class MatchOperator(Operator):
         rows = pa.record_batch([plain(admitted.batch.column(name)) for name in self._kept.names], schema=self._kept)
         first = self._append(rows, admitted.times, np.full(rows.num_rows, kernels.WAITING))
         self._changes.begin(first, rows.num_rows)
-        self._waiting.append(np.arange(first, first + rows.num_rows))
+        self._waiting.add(np.arange(first, first + rows.num_rows), admitted.times)
 
     def _append(self, batch: pa.RecordBatch, times: Ints, masks: Ints) -> int:
         """Add rows; return the id of the first."""
@@ -93,7 +94,7 @@ class MatchOperator(Operator):
     def on_watermark(self, time: int, out: Output) -> None:
         """Process the rows that the watermark has passed, in order, and put out the matches that are certain."""
         self._gate.advance(time)
-        due = self._take_due(self._gate.passed)
+        due = self._waiting.take(self._gate.passed)
         if not len(due) and not self._something_expires(self._gate.passed):
             return
         if len(due):
@@ -108,25 +109,6 @@ class MatchOperator(Operator):
         self._put_out(matches, out)
         self._drop(dropped)
         self._compact_if_sparse()
-
-    def _take_due(self, limit: int) -> Ints:
-        """Take the rows out of those waiting that happened before ``limit``; return them in order."""
-        due, rest = [], []
-        times = self._rows[:, kernels.TIME]
-        for position, ids in enumerate(self._waiting):
-            passed = times[ids] < limit
-            if bool(passed.any()):
-                due.append(ids[passed])
-                rest.append((position, ids[~passed]))
-        if not due:
-            return np.empty(0, np.int64)
-        touched = {position for position, _ in rest}
-        left = np.concatenate([ids for _, ids in rest])
-        self._waiting = [ids for position, ids in enumerate(self._waiting) if position not in touched]
-        if len(left):
-            self._waiting.append(left)
-        chosen = np.concatenate(due)
-        return chosen[np.lexsort((chosen, times[chosen]))]
 
     def _something_expires(self, limit: int) -> bool:
         oldest, newest = self._told[kernels.OLDEST], self._told[kernels.NEWEST]
@@ -227,7 +209,7 @@ class MatchOperator(Operator):
             self._changes.begin_restored(first, fixed_codes(arrivals))
             ids = np.arange(first, len(self._held))
             waits = self._rows[ids, kernels.MASK] == kernels.WAITING
-            self._waiting.append(ids[waits])
+            self._waiting.add(ids[waits], times[waits])
             done = ids[~waits]
             matches, dropped, _ = self._run(done[np.argsort(times[~waits], kind="stable")], START_OF_TIME)
             assert matches.shape[1] == len(dropped) == 0, f"{matches.shape[1]} matches found once more"
@@ -252,7 +234,7 @@ class MatchOperator(Operator):
         self._rows[:, kernels.NEXT] = moved[self._rows[:, kernels.NEXT]]
         self._compact_slots(moved)
         self._compact_groups(moved)
-        self._waiting = [moved[ids] for ids in self._waiting]
+        self._waiting.move(moved)
         queue = moved[self._queue[self._told[kernels.OLDEST] : self._told[kernels.NEWEST]]]
         self._queue = queue[queue >= 0]
         self._told[[kernels.OLDEST, kernels.NEWEST]] = 0, len(self._queue)

@@ -37,7 +37,7 @@ def found(run: Harness) -> list[tuple[Any, ...]]:
     ]
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(streams(), cases(), st.sampled_from([3, 9, 19]), st.booleans(), st.booleans(), st.integers(1, 3))
 def test_any_pattern_finds_what_backtracking_finds_in_the_rows_on_time(
     steps: list[Step], case: Case, more: int, relaxed: bool, past_last: bool, parallelism: int
