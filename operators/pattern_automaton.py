@@ -88,7 +88,8 @@ class Automaton:
         self._width = 1 << max((bit.bit_length() for bit in bits.values()), default=0)
         self._ways: dict[int, Thread] = {}
         self._threads: list[tuple[Thread, ...]] = [(), (), (self._ways_from(0),)]
-        self._numbers = {threads: number for number, threads in enumerate(self._threads) if number == START}
+        # The beginning has no number by its threads: after some rows the same threads mean something else.
+        self._numbers: dict[tuple[Thread, ...], int] = {}
         self._transitions = 0
         self._trails = 0
         self.table: npt.NDArray[np.int32] = np.full((8, self._width), _UNKNOWN, np.int32)
@@ -114,7 +115,7 @@ class Automaton:
         """Forget all transitions, and all states but these; return their new numbers."""
         kept = [self._threads[state] for state in states.tolist()]
         self._threads = self._threads[: START + 1]
-        self._numbers = {self._threads[START]: START}
+        self._numbers = {}
         self._transitions = self._trails = 0
         self.table = np.full((8, self._width), _UNKNOWN, np.int32)
         terminal = [state if state < START else -1 for state in states.tolist()]

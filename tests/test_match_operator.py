@@ -135,6 +135,16 @@ def test_rows_are_kept_no_longer_than_they_can_be_in_a_match() -> None:
     assert kept_rows(looking.run([Advance(510)])) == 0
 
 
+def test_a_pattern_that_may_come_back_to_its_beginning_passes_over_rows_there_too() -> None:
+    run = Harness(prices("small* large", relaxed=True), PRICES).run([rows(1, None, None, 2, None, 9)]).finish()
+    assert spans(run) == [(0, 5, 5)]
+
+
+def test_an_alternative_behind_one_that_always_succeeds_plays_no_part() -> None:
+    run = Harness(prices("begin (large? | any)", relaxed=True, within=3), PRICES).run([rows(1, 2, 9)]).finish()
+    assert spans(run) == [(0, 2, 2)]
+
+
 def test_prev_is_null_without_a_row_within_the_time() -> None:
     run = Harness(prices("up", within=10), PRICES)
     run.run([rows(1), Advance(5), rows(2, start=10), Advance(11), rows(3, start=21), Advance(40)])
