@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import click
-from millstream.cli.tables import as_json, print_table
+from millstream.cli.tables import print_table
+from millstream.engine.as_json import as_json
 from millstream.engine.fitting import Change, compare
 from millstream.engine.plan import Plan
 from millstream.engine.runtime.letters import misfits
