@@ -5,23 +5,23 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
 import pyarrow as pa
 from millstream.engine.changelog import is_changelog, weighted
 from millstream.engine.errors import JobError, SchemaError
-from millstream.engine.expression_types import Schema, schema_of, shown_scalar
+from millstream.engine.expression_types import Schema, schema_of
 from millstream.engine.operator import MAIN, Operator, OperatorSpec
+from millstream.operators.column_reads import columns_read
+from millstream.operators.python_rows import Row, shown
 
 if TYPE_CHECKING:
     from millstream.engine.expression import Expr
 
-_SHOWN: Final = 400
-
 OnError: TypeAlias = Literal["fail", "dead_letter"]
 """What becomes of rows a function cannot take: the job stops, or they are put aside."""
 
-RowFunction = Callable[[dict[str, Any]], Any]
+RowFunction = Callable[[Row], Any]
 
 
 def function_name(fn: Callable[..., Any]) -> str:
@@ -152,7 +152,7 @@ class MapBatches(FunctionSpec):
         return MapBatchesOperator(self, self.output_schemas(inputs)[MAIN])
 
 
-class _RowFunctionSpec(FunctionSpec):
+class RowFunctionSpec(FunctionSpec):
     """A function over rows as dicts; its schema must be given, since rows have no types."""
 
     takes = "a row as a dict"
@@ -170,6 +170,13 @@ class _RowFunctionSpec(FunctionSpec):
                 f"{self.kind}() needs schema={{...}}: the columns that its function returns, and their types"
             )
         super().__init__(fn, schema, on_error, time)
+        self.reads = columns_read([fn])
+
+    def columns_needed(self, wanted: Mapping[str, frozenset[str]], inputs: Sequence[pa.Schema]) -> list[frozenset[str]]:
+        """The columns that the function reads, if its code tells; rows that are put aside must be whole."""
+        del wanted
+        names = frozenset(inputs[0].names)
+        return [names if self.reads is None or self.on_error == "dead_letter" else names & self.reads]
 
     def output_schemas(self, inputs: Sequence[pa.Schema]) -> Mapping[str, pa.Schema]:
         """Return the schema as promised, with a weight if the input has one."""
@@ -181,7 +188,7 @@ class _RowFunctionSpec(FunctionSpec):
         return True
 
 
-class Map(_RowFunctionSpec):
+class Map(RowFunctionSpec):
     """Apply a function to each row: a dict in, a dict out.
 
     Args:
@@ -209,7 +216,7 @@ class Map(_RowFunctionSpec):
         return MapOperator(self, self.schema)
 
 
-class FlatMap(_RowFunctionSpec):
+class FlatMap(RowFunctionSpec):
     """Replace each row, a dict, by any number of rows.
 
     Args:
@@ -237,19 +244,3 @@ def _empty_batch(schema: pa.Schema) -> pa.RecordBatch:
 def shown_schema(schema: pa.Schema) -> str:
     """Return the columns of a schema for an error."""
     return ", ".join(f"{field.name}: {field.type}{'' if field.nullable else ' not null'}" for field in schema)
-
-
-def shown_row(batch: pa.RecordBatch, index: int) -> str:
-    """Return a row for an error, shortened."""
-    values = (f"{name!r}: {shown_scalar(batch.column(name)[index])}" for name in batch.schema.names)
-    return short(f"{{{', '.join(values)}}}")
-
-
-def shown(value: Any) -> str:
-    """Return a value for an error, shortened, with its type."""
-    return short(f"{value!r} ({type(value).__name__})")
-
-
-def short(text: str) -> str:
-    """Return the beginning of a text that is long."""
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
+import numpy as np
 import pyarrow as pa
 from millstream.engine.changelog import is_changelog, unweighted, weighted, weights_of
 from millstream.engine.codes import Ints
 from millstream.engine.errors import DataError, MillstreamError, UserCodeError
 from millstream.engine.operator import Fault, Operator, Output
 from millstream.operators.code_version import code_version
-from millstream.operators.python import FunctionSpec, function_place, short, shown, shown_row, shown_schema
-from millstream.operators.python_values import typed_array
-
-_MOST_ROWS: Final = 65_536
+from millstream.operators.python import FunctionSpec, RowFunctionSpec, function_place, shown_schema
+from millstream.operators.python_rows import MOST_ROWS, BadRow, Row, RowCollector, rows_as_dicts, shown, shown_row
 
 _T = TypeVar("_T")
 
@@ -152,51 +151,62 @@ class _Made:
     """What a function has made of some rows of a batch, and which row each result came from."""
 
     results: list[Any]
-    origins: list[int]
+    origins: Sequence[int]
 
 
 class _RowOperator(_FunctionOperator):
     """Runs a function row by row; remembers which row each result came from, for the error."""
 
-    def __init__(self, spec: FunctionSpec, schema: pa.Schema) -> None:
+    def __init__(self, spec: RowFunctionSpec, schema: pa.Schema) -> None:
         super().__init__(spec, schema)
-        self._names = frozenset(schema.names)
+        self._reads = spec.reads
+        self._collector = RowCollector(schema, "return")
 
     def process(self, batch: pa.RecordBatch, out: Output) -> None:
         """Emit what the function makes of each row."""
         weights = weights_of(batch) if is_changelog(batch.schema) else None
         plain = batch.select(unweighted(batch.schema).names)
         faults: dict[int, Fault] = {}
-        made = _Made([], [])
-        for index, row in self._readable(plain, faults):
-            try:
-                results = list(self._results(row))
-            except Exception as error:
-                self._refuse(error, plain, index, faults)
-                continue
-            made.results += results
-            made.origins += [index] * len(results)
-            if len(made.results) >= _MOST_ROWS:
-                out.emit(self._batch(made, plain, weights, faults))
-                made = _Made([], [])
-        if made.results:
+        for made in self._made(plain, faults):
             out.emit(self._batch(made, plain, weights, faults))
         self._put_aside(batch, faults, out)
 
+    def _made(self, batch: pa.RecordBatch, faults: dict[int, Fault]) -> Iterator[_Made]:
+        """Call the function for each row."""
+        results: list[Any] = []
+        origins: list[int] = []
+        for index, row in self._readable(batch, faults):
+            try:
+                made = list(self._results(row))
+            except Exception as error:
+                self._refuse(error, batch, index, faults)
+                continue
+            results += made
+            origins += [index] * len(made)
+            if len(results) >= MOST_ROWS:
+                yield _Made(results, origins)
+                results, origins = [], []
+        if results:
+            yield _Made(results, origins)
+
     @abstractmethod
-    def _results(self, row: dict[str, Any]) -> Iterable[Any]:
+    def _results(self, row: Row) -> Iterable[Any]:
         """Call the function."""
 
-    def _readable(self, batch: pa.RecordBatch, faults: dict[int, Fault]) -> Iterator[tuple[int, dict[str, Any]]]:
+    def _rows(self, batch: pa.RecordBatch) -> Iterator[Row]:
+        names = batch.schema.names
+        return rows_as_dicts(batch, names if self._reads is None else [name for name in names if name in self._reads])
+
+    def _readable(self, batch: pa.RecordBatch, faults: dict[int, Fault]) -> Iterator[tuple[int, Row]]:
         """The rows as dicts, each with its index; those of which Python has no such values are faults."""
         if not self._keeps:
-            yield from enumerate(_rows(batch))
+            yield from enumerate(self._rows(batch))
             return
 
         def refuse(index: int, error: Exception) -> None:
             faults[index] = _fault(error)
 
-        for start, rows in by_halves(batch, _rows, refuse):
+        for start, rows in by_halves(batch, self._rows, refuse):
             yield from enumerate(rows, start)
 
     def _refuse(self, error: Exception, batch: pa.RecordBatch, index: int, faults: dict[int, Fault]) -> None:
@@ -214,61 +224,26 @@ class _RowOperator(_FunctionOperator):
         self, made: _Made, batch: pa.RecordBatch, weights: Ints | None, faults: dict[int, Fault]
     ) -> pa.RecordBatch:
         """Turn dicts into columns, with the weights of the rows they came from."""
-        arrays = self._arrays_at_once(made.results)
-        if arrays is None:
-            made = self._without_faults(made, batch, faults)
-            arrays = self._arrays(made.results)
-        if weights is None:
-            return pa.RecordBatch.from_arrays(arrays, schema=self._schema)
-        return pa.RecordBatch.from_arrays([*arrays, pa.array(weights[made.origins])], schema=weighted(self._schema))
-
-    def _arrays_at_once(self, results: list[Any]) -> list[pa.Array] | None:
-        """The columns, or None if something is wrong with a result; what, is looked for only then."""
-        if not all(type(result) is dict and result.keys() == self._names for result in results):
-            return None
         try:
-            arrays = self._arrays(results)
-        except (pa.ArrowException, TypeError, ValueError, OverflowError):
-            return None
-        fits = all(field.nullable or not array.null_count for field, array in zip(self._schema, arrays, strict=True))
-        return arrays if fits else None
+            rows = self._collector.batch(made.results)
+        except BadRow as bad:
+            if not self._keeps:
+                raise self._blamed(str(bad), batch, made.origins[bad.index]) from None
+            made = self._without_faults(made, faults)
+            rows = self._collector.batch(made.results)
+        if weights is None:
+            return rows
+        columns = [*rows.columns, pa.array(weights[np.asarray(made.origins, np.int64)])]
+        return pa.RecordBatch.from_arrays(columns, schema=weighted(self._schema))
 
-    def _arrays(self, results: list[Any]) -> list[pa.Array]:
-        return [typed_array([result[field.name] for result in results], field.type) for field in self._schema]
-
-    def _without_faults(self, made: _Made, batch: pa.RecordBatch, faults: dict[int, Fault]) -> _Made:
-        """Leave out all that came of rows of which one result is wrong. Raises UserCodeError if none are put aside."""
+    def _without_faults(self, made: _Made, faults: dict[int, Fault]) -> _Made:
+        """Leave out all that came of rows of which one result is wrong."""
         for result, origin in zip(made.results, made.origins, strict=True):
-            problem = self._problem(result)
-            if problem and not self._keeps:
-                raise self._blamed(problem, batch, origin)
+            problem = self._collector.problem(result)
             if problem:
                 faults.setdefault(origin, _misused(problem))
         good = [(r, o) for r, o in zip(made.results, made.origins, strict=True) if o not in faults]
         return _Made([result for result, _ in good], [origin for _, origin in good])
-
-    def _problem(self, result: Any) -> str:
-        """Say what is wrong with a result; "" if nothing is."""
-        if not isinstance(result, Mapping):
-            hint = "; to leave rows out, use filter() or flat_map()" if result is None else ""
-            return f"must return a dict, got {shown(result)}{hint}"
-        missing, extra = sorted(self._names - result.keys()), sorted(map(str, result.keys() - self._names))
-        if missing or extra:
-            lacks = f" lacks {', '.join(map(repr, missing))}" if missing else ""
-            has = f" also has {', '.join(map(repr, extra))}" if extra else ""
-            return (
-                f"must return a dict with exactly the keys {', '.join(map(repr, self._schema.names))}; "
-                f"it{lacks}{' and' if lacks and has else ''}{has}: {shown(dict(result))}"
-            )
-        for field in self._schema:
-            value = result[field.name]
-            if value is None and not field.nullable:
-                return f"must not return None for {field.name!r}, which the schema says is never null"
-            try:
-                typed_array([value], field.type)
-            except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
-                return f"must return {field.type} for {field.name!r}, got {shown(value)} ({short(str(error))})"
-        return ""
 
     def _blamed(self, what: str, batch: pa.RecordBatch, index: int) -> UserCodeError:
         return UserCodeError(f"{function_place(self._fn)} {what}; the row is {shown_row(batch, index)}")
@@ -285,37 +260,34 @@ class _Misuse(Exception):
 class MapOperator(_RowOperator):
     """Makes one row of each."""
 
-    def _results(self, row: dict[str, Any]) -> Iterable[Any]:
+    def _made(self, batch: pa.RecordBatch, faults: dict[int, Fault]) -> Iterator[_Made]:
+        if self._keeps:
+            yield from super()._made(batch, faults)
+            return
+        results: list[Any] = []
+        try:
+            # What was returned before something is raised stays in the list, and so tells which row it was.
+            results.extend(map(self._fn, self._rows(batch)))
+        except DataError:
+            raise
+        except Exception as error:
+            self._refuse(error, batch, len(results), faults)
+        if len(results) < batch.num_rows:  # map() takes it for the end of the rows
+            raise self._blamed("raised StopIteration", batch, len(results))
+        yield _Made(results, range(len(results)))
+
+    def _results(self, row: Row) -> Iterable[Any]:
         return (self._fn(row),)
 
 
 class FlatMapOperator(_RowOperator):
     """Makes any number of rows of each."""
 
-    def _results(self, row: dict[str, Any]) -> Iterable[Any]:
+    def _results(self, row: Row) -> Iterable[Any]:
         results = self._fn(row)
         if isinstance(results, (Mapping, str, bytes)) or not isinstance(results, Iterable):
             raise _Misuse(f"must return dicts in a list, or yield them, got {shown(results)}")
         return results
-
-
-def _rows(batch: pa.RecordBatch) -> Iterator[dict[str, Any]]:
-    """By columns: twice as fast as ``to_pylist``.
-
-    Raises:
-        DataError: Python has no such value: a time after the year 9999, or one with nanoseconds.
-    """
-    names = batch.schema.names
-    columns = []
-    for name, column in zip(names, batch.columns, strict=True):
-        try:
-            columns.append(column.to_pylist())
-        except (ValueError, OverflowError) as error:
-            raise DataError(
-                f"column {name!r} ({column.type}) has a value that Python cannot hold ({error}): leave the column out "
-                "with drop(), or .cast(...) it, before map() or flat_map()"
-            ) from error
-    return (dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True))
 
 
 def _same_columns(got: pa.Schema, expected: pa.Schema) -> bool:

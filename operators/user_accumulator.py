@@ -12,7 +12,8 @@ from millstream.engine.errors import MillstreamError, UserCodeError
 from millstream.operators import aggregate_kernels as kernels
 from millstream.operators.accumulators import Retractable
 from millstream.operators.cells import cells_for, resized
-from millstream.operators.python import function_place, shown, shown_row, shown_schema
+from millstream.operators.python import function_place, shown_schema
+from millstream.operators.python_rows import shown, shown_row
 from millstream.operators.user_aggregate import Functions
 
 _State = dict[str, pa.Array]
