@@ -42,6 +42,8 @@ if TYPE_CHECKING:
     from millstream.operators.over_functions import lag, lead, row_number
     from millstream.operators.paned_windows import cumulating, sliding
     from millstream.operators.picks import arg_max, arg_min
+    from millstream.operators.process import Process
+    from millstream.operators.process_states import list_state, map_state, side_output, value_state
     from millstream.operators.session_window import session
     from millstream.operators.sketches import approx_count_distinct, median, quantile
     from millstream.operators.spread import stddev, variance
@@ -80,6 +82,8 @@ _HOMES = {
     "millstream.operators.over_functions": ("lag", "lead", "row_number"),
     "millstream.operators.paned_windows": ("cumulating", "sliding"),
     "millstream.operators.picks": ("arg_max", "arg_min"),
+    "millstream.operators.process": ("Process",),
+    "millstream.operators.process_states": ("list_state", "map_state", "side_output", "value_state"),
     "millstream.operators.session_window": ("session",),
     "millstream.operators.sketches": ("approx_count_distinct", "median", "quantile"),
     "millstream.operators.spread": ("stddev", "variance"),
@@ -100,6 +104,7 @@ __all__ = [
     "JobFailed",
     "JobResult",
     "MillstreamError",
+    "Process",
     "SchemaError",
     "StateMismatch",
     "StoreCorrupt",
@@ -127,7 +132,9 @@ __all__ = [
     "lag",
     "last",
     "lead",
+    "list_state",
     "lit",
+    "map_state",
     "max",
     "mean",
     "median",
@@ -140,10 +147,12 @@ __all__ = [
     "quantile",
     "row_number",
     "session",
+    "side_output",
     "sliding",
     "stddev",
     "sum",
     "tumbling",
+    "value_state",
     "variance",
     "when",
 ]

@@ -13,11 +13,14 @@ from millstream.engine.time import Duration, micros
 from millstream.stream import Stream
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
+    from millstream.engine.expression_types import Schema
     from millstream.matching import MatchedStream
     from millstream.operators.aggregate_spec import AggregateSpec
+    from millstream.operators.process import Code
     from millstream.operators.windows import Window
+    from millstream.processing import ProcessedStream
     from millstream.ranking import Directions, OverStream, Ranks
 
 LATE = "late"
@@ -184,6 +187,58 @@ class GroupedStream:
         from millstream.ranking import over
 
         return over(Stream(self._graph, self._edge, self._time), self._keys, functions, rows, range, name)
+
+    def process(
+        self,
+        code: Code | Callable[..., Any],
+        *,
+        schema: Schema | None = None,
+        ttl: Duration | None = None,
+        side_outputs: Mapping[str, Schema] | None = None,
+        name: str | None = None,
+    ) -> ProcessedStream:
+        """Run Python code over the rows of each key, with state that survives, timers and side outputs.
+
+        Event time goes on if its column is in the result, with its type.
+
+        Args:
+            code: a class derived from ``ms.Process``; ``functools.partial(Class, limit=100)`` for one with arguments.
+                Or a function ``fn(row, state)``, or ``fn(row, state, ctx)``, where ``state`` is a dict that is kept for
+                each key. It returns a dict, None or a list, or yields dicts.
+            schema: what comes out, as in ``{"user": str, "total": float}``; a class says so itself.
+            ttl: for functions: the dict of a key is forgotten so long after its last row.
+            side_outputs: for functions: schemas of further streams, by name; ``ctx.emit("name", {...})`` fills them,
+                and ``.side("name")`` of the result reads them.
+            name: names the operator.
+
+        Raises:
+            JobError: the code is not as it must be; the message says what to write.
+            SchemaError: the schema has types that are none.
+
+        >>> import millstream as ms
+        >>> def running_total(row, state):
+        ...     state["total"] = state.get("total", 0) + row["amount"]
+        ...     return {"user": row["user"], "total": state["total"]}
+        >>> job, out = ms.Job("j"), ms.memory_sink()
+        >>> payments = job.read(ms.memory_source([{"user": "ann", "amount": 2}, {"user": "ann", "amount": 3}]))
+        >>> payments.group_by("user").process(running_total, schema={"user": str, "total": int}).write(out)
+        >>> _ = job.run()
+        >>> [row["total"] for row in out.rows()]
+        [2, 5]
+        """
+        from millstream.processing import processed
+
+        return processed(
+            self._graph,
+            self._edge,
+            self._time,
+            self._keys,
+            code,
+            schema=schema,
+            ttl=ttl,
+            side_outputs=side_outputs,
+            name=name,
+        )
 
     def agg(self, *misplaced: Any, name: str | None = None, **aggregates: Any) -> Stream:
         """Reduce all rows of each key so far to one row: the keys, the aggregates. The result is a changelog.

@@ -268,8 +268,6 @@ class MapOperator(_RowOperator):
         try:
             # What was returned before something is raised stays in the list, and so tells which row it was.
             results.extend(map(self._fn, self._rows(batch)))
-        except DataError:
-            raise
         except Exception as error:
             self._refuse(error, batch, len(results), faults)
         if len(results) < batch.num_rows:  # map() takes it for the end of the rows

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime as dt
+import re
+import zoneinfo
 from collections.abc import Iterator, Mapping, Sequence
 from operator import itemgetter
 from typing import Any, Final
@@ -18,6 +20,7 @@ MOST_ROWS: Final = 65_536
 
 _SHOWN: Final = 400
 _MISFITS: Final = (pa.ArrowException, TypeError, ValueError, OverflowError)
+_OFFSET: Final = re.compile(r"([+-])(\d\d):?(\d\d)")
 _UNITS: Final = frozenset(["s", "ms", "us"])
 _FIRST, _LAST = np.datetime64("0001-01-01T00:00:00", "us"), np.datetime64("9999-12-31T23:59:59.999999", "us")
 
@@ -81,10 +84,23 @@ def _times(array: pa.Array) -> list[Any] | None:
     moments: list[dt.datetime | None] = values.tolist()
     if type.tz is None:
         return moments
-    zone = pa.lib.string_to_tzinfo(type.tz)
+    zone = zone_of(type.tz)
     if type.tz == "UTC":
         return [None if moment is None else moment.replace(tzinfo=zone) for moment in moments]
     return [None if moment is None else moment.replace(tzinfo=dt.UTC).astimezone(zone) for moment in moments]
+
+
+def zone_of(name: str) -> dt.tzinfo:
+    """Return the time zone of a timestamp type: a name, or an offset such as ``+02:00``.
+
+    >>> zone_of("+02:00"), zone_of("Europe/Paris")
+    (datetime.timezone(datetime.timedelta(seconds=7200)), zoneinfo.ZoneInfo(key='Europe/Paris'))
+    """
+    offset = _OFFSET.fullmatch(name)
+    if offset is None:
+        return zoneinfo.ZoneInfo(name)
+    sign = -1 if offset[1] == "-" else 1
+    return dt.timezone(sign * dt.timedelta(hours=int(offset[2]), minutes=int(offset[3])))
 
 
 class BadRow(Exception):
