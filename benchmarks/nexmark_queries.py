@@ -139,6 +139,12 @@ def q11(events: Events) -> Stream:
     return sessions.select("bidder", "bid_count", _micros("window_start"), _micros("window_end"))
 
 
+def q12(events: Events) -> Stream:
+    """How often each bidder bids in 10 s of processing time."""
+    counts = events.bid.group_by("bidder").window(ms.tumbling("10s", time="processing")).agg(bid_count=ms.count())
+    return counts.select("bidder", "bid_count", _micros("window_start"), _micros("window_end"))
+
+
 def q14(events: Events) -> Stream:
     """Calculation: part of the day, and how often the letter c occurs."""
     price = 0.908 * col("price")
@@ -221,7 +227,10 @@ def _micros(column: str) -> Expr:
 
 QUERIES: Final[dict[str, Query]] = {
     query.__name__: query
-    for query in (q0, q1, q2, q3, q4, q5, q6, q7, q8, q9, q10, q11, q14, q15, q16, q17, q18, q19, q20, q21, q22)
+    for query in (
+        *(q0, q1, q2, q3, q4, q5, q6, q7, q8, q9, q10, q11, q12),
+        *(q14, q15, q16, q17, q18, q19, q20, q21, q22),
+    )
 }
 
 PARTITIONS: Final[Mapping[str, tuple[str, ...]]] = {"q10": ("day", "hour", "minute")}

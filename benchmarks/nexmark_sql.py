@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final
 
 SQL: Final[dict[str, str]] = {
@@ -77,6 +78,9 @@ SQL: Final[dict[str, str]] = {
         select bidder, count(*) as bid_count, min(t) as window_start, max(t) + 10000000 as window_end
         from g group by bidder, sid
     """,
+    "q12": """
+        select bidder, count(*) as bid_count from bid group by 1
+    """,
     "q14": """
         select auction, bidder, 0.908::double * price as price,
             case when extract(hour from date_time) between 8 and 18 then 'dayTime'
@@ -135,7 +139,13 @@ SQL: Final[dict[str, str]] = {
         from bid
     """,
 }
-"""The SQL of each query, over the tables ``person``, ``auction`` and ``bid``. q12 and q13 have none.
+"""The SQL of each query, over the tables ``person``, ``auction`` and ``bid``. q13 has none.
 
 Of q10 the files matter: they are in folders by day, hour and minute.
 """
+
+COMPARED: Final[Mapping[str, str]] = {
+    # The windows are those of the clock; over all of them a bidder's counts must sum to that bidder's bids.
+    "q12": "select bidder, sum(bid_count)::bigint as bid_count from written group by 1",
+}
+"""What of a query's result, the view ``written``, its SQL says, where that is not all of it."""

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import duckdb
 from millstream.benchmarks.nexmark_files import STREAMS, events_file
-from millstream.benchmarks.nexmark_sql import SQL
+from millstream.benchmarks.nexmark_sql import COMPARED, SQL
 from millstream.engine.errors import DataError, JobError
 
 WEIGHT: Final = "weight"
@@ -61,7 +61,8 @@ def verify(query: str, events: Path, results: Path) -> Verdict:
         raise JobError(f"{query} has no batch definition to compare with; those that have one: {', '.join(SQL)}")
     with opened(events) as connection:
         try:
-            return _compare(connection, SQL[query], result_files(results / query))
+            compared = COMPARED.get(query, "from written")
+            return _compare(connection, SQL[query], compared, result_files(results / query))
         except duckdb.Error as error:
             raise DataError(f"DuckDB could not compare the results of {query} in {results / query}: {error}") from error
 
@@ -94,10 +95,11 @@ def result_files(folder: Path) -> list[str]:
     return sorted(str(f) for f in files if not any(part[0] in "._" for part in f.relative_to(folder).parts))
 
 
-def _compare(connection: duckdb.DuckDBPyConnection, sql: str, files: Sequence[str]) -> Verdict:
+def _compare(connection: duckdb.DuckDBPyConnection, sql: str, compared: str, files: Sequence[str]) -> Verdict:
     connection.execute(f"create temp table expected as {sql}")
     if files:
-        connection.read_parquet(list(files), hive_partitioning=False).create_view("result")
+        connection.read_parquet(list(files), hive_partitioning=False).create_view("written")
+        connection.execute(f"create temp view result as {compared}")
     else:
         connection.execute("create temp view result as from expected limit 0")
     wanted = _columns(connection, "expected")

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from millstream.matching import MatchedStream
     from millstream.operators.aggregate_spec import AggregateSpec
     from millstream.operators.process import Code
-    from millstream.operators.windows import Window
+    from millstream.operators.windows import ClockWindow, Window
     from millstream.processing import ProcessedStream
     from millstream.ranking import Directions, OverStream, Ranks
 
@@ -36,8 +36,8 @@ class GroupedStream:
         self._time = time
         self._keys = keys
 
-    def window(self, window: Window, *, lateness: Duration = 0) -> WindowedStream:
-        """Cut event time into windows.
+    def window(self, window: Window | ClockWindow, *, lateness: Duration = 0) -> WindowedStream:
+        """Cut time into windows.
 
         Args:
             window: ``ms.tumbling("1m")``, or one of ``sliding``, ``cumulating``, ``session``.
@@ -45,10 +45,13 @@ class GroupedStream:
                 result is never taken back. Rows later still go to ``.late``.
 
         Raises:
-            JobError: the stream has no event time.
+            JobError: the stream has no event time, and the windows are not of processing time.
         """
-        from millstream.operators.windows import Window
+        from millstream.operators.windows import ClockWindow, Window
 
+        if isinstance(window, ClockWindow):
+            wait = micros(lateness)
+            return WindowedStream(self._graph, self._edge, None, self._keys, window.window, wait)
         if not isinstance(window, Window):
             raise JobError(f"window() takes a window such as ms.tumbling('1m'), got {window!r}")
         if self._time is None:
@@ -289,7 +292,7 @@ class WindowedStream:
     """Rows by key and window, waiting to be reduced to a result."""
 
     def __init__(
-        self, graph: Graph, edge: Edge, time: Expr, keys: tuple[str, ...], window: Window, lateness: int
+        self, graph: Graph, edge: Edge, time: Expr | None, keys: tuple[str, ...], window: Window, lateness: int
     ) -> None:
         self._graph = graph
         self._edge = edge
@@ -327,6 +330,8 @@ class WindowedStream:
         made = _aggregates(misplaced, name, aggregates)
         spec = WindowAggregate(self._keys, self._window, made, self._time, self._lateness)
         node = self._graph.operator(spec, [self._edge], name)
+        if self._time is None:
+            return WindowResult(self._graph, Edge(node.id), None)
         # A result happened when its window closed: the last instant of it.
         time = col("window_end") - lit(_MICROSECOND)
         return WindowResult(self._graph, Edge(node.id), time, Edge(node.id, LATE), self._time)
@@ -346,6 +351,8 @@ class WindowedStream:
         ranks = ranks_of(n, by, descending)
         if not isinstance(self._window, OneWindow):
             raise JobError(f"top() works in windows of ms.tumbling() only, not in windows {self._window.describe()}")
+        if self._time is None:
+            raise JobError("top() works in windows of event time only: leave time='processing' out")
         spec = WindowTop(self._keys, self._window, ranks, n, ties, self._time, self._lateness)
         node = self._graph.operator(spec, [self._edge], name)
         return WindowResult(self._graph, Edge(node.id), self._time, Edge(node.id, LATE), self._time)
@@ -354,14 +361,22 @@ class WindowedStream:
 class WindowResult(Stream):
     """The result of windows, and beside it the rows that came too late for them."""
 
-    def __init__(self, graph: Graph, edge: Edge, time: Expr, late: Edge, late_time: Expr) -> None:
+    def __init__(
+        self, graph: Graph, edge: Edge, time: Expr | None, late: Edge | None = None, late_time: Expr | None = None
+    ) -> None:
         super().__init__(graph, edge, time)
         self._late = late
         self._late_time = late_time
 
     @property
     def late(self) -> Stream:
-        """The rows that came after their window had fired, as they came; also rows without event time."""
+        """The rows that came after their window had fired, as they came; also rows without event time.
+
+        Raises:
+            JobError: the windows are of processing time.
+        """
+        if self._late is None:
+            raise JobError("no row is late for windows of processing time: there is no .late")
         return Stream(self._graph, self._late, self._late_time)
 
 

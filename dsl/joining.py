@@ -179,8 +179,10 @@ class Joining:
 
     def _same_window(self, window: Window) -> SameWindow:
         from millstream.operators.session_window import SessionWindow
-        from millstream.operators.windows import Window
+        from millstream.operators.windows import ClockWindow, Window
 
+        if isinstance(window, ClockWindow):
+            raise JobError("join(window=...) needs windows of event time: leave time='processing' out")
         if not isinstance(window, Window):
             raise JobError(f"join(window=...) takes a window such as ms.tumbling('1m'), got {window!r}")
         if isinstance(window, SessionWindow):

@@ -11,7 +11,7 @@ from millstream.engine.codes import Bools, Ints, fixed_array
 from millstream.engine.key_index import KeyIndex
 from millstream.engine.operator import Output
 from millstream.engine.state import StateTable
-from millstream.engine.time import START_OF_TIME
+from millstream.engine.time import END_OF_TIME, START_OF_TIME
 from millstream.operators.accumulators import Accumulator
 from millstream.operators.cells import resized
 from millstream.operators.event_time import TIME_TYPE, event_times
@@ -48,8 +48,8 @@ class PaneAggregateOperator(WindowAggregateOperator):
         super().process(batch, out)
         self._fired[known : len(self._index)] = self._gate.passed
 
-    def on_watermark(self, time: int, out: Output) -> None:
-        """Fire every window that is due, in order; panes of no other window go."""
+    def _advance(self, time: int, out: Output) -> None:
+        """Panes that are in no other window go."""
         self._gate.advance(time)
         last = self._window.last_end(self._gate.passed)
         if last <= self._last_end:
@@ -61,6 +61,15 @@ class PaneAggregateOperator(WindowAggregateOperator):
             self._fire(start, end, panes[bisect_left(panes, start) : bisect_left(panes, end)], out)
         self._last_end = last
         self._bury(self._open.close(self._gate.last_closed))
+
+    def _next_end(self) -> int | None:
+        pane = self._open.earliest()
+        if pane is None:
+            return None
+        return next(iter(self._window.windows_of(pane, self._last_end, END_OF_TIME)), None)
+
+    def _newest(self, slots: Ints) -> int:
+        return max(super()._newest(slots), int(self._fired[slots].max()))
 
     def _fire(self, start: int, end: int, panes: list[int], out: Output) -> None:
         slots = np.concatenate([self._open.of(pane) for pane in panes])
@@ -107,9 +116,9 @@ class PaneAggregateOperator(WindowAggregateOperator):
         return [fixed_array(fired, fired > START_OF_TIME, TIME_TYPE)]
 
     def _load(self, batch: pa.RecordBatch, slots: Ints) -> None:
-        super()._load(batch, slots)
         fired, valid = event_times(batch.column(len(self._table.schema) - 1))
         self._fired[slots] = np.where(valid, fired, START_OF_TIME) if len(valid) else fired
+        super()._load(batch, slots)
 
     def _resize(self, capacity: int) -> None:
         super()._resize(capacity)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal, overload
 
 from millstream.engine.errors import JobError
 from millstream.engine.time import Duration, micros, show_duration
-from millstream.operators.windows import Ints, PanedWindow, check_range, floored, lengths
+from millstream.operators.windows import ClockWindow, Ints, PanedWindow, check_range, floored, is_clock, lengths
 
 MAX_PANES: Final = 1_000
 """A window is merged from no more panes: each of them is a row of state per key."""
@@ -134,8 +134,22 @@ class CumulatingWindow(PanedWindow):
         return time - (time - self.offset) % self.size - 1
 
 
-def sliding(size: Duration, slide: Duration, offset: Duration = "0s") -> SlidingWindow:
-    """Cut event time into windows of one size, one every ``slide``: a row is in about ``size / slide`` of them.
+@overload
+def sliding(
+    size: Duration, slide: Duration, offset: Duration = "0s", *, time: Literal["event"] = "event"
+) -> SlidingWindow: ...
+
+
+@overload
+def sliding(
+    size: Duration, slide: Duration, offset: Duration = "0s", *, time: Literal["processing"]
+) -> ClockWindow: ...
+
+
+def sliding(
+    size: Duration, slide: Duration, offset: Duration = "0s", *, time: str = "event"
+) -> SlidingWindow | ClockWindow:
+    """Cut time into windows of one size, one every ``slide``: a row is in about ``size / slide`` of them.
 
     A row costs the same however many these are: it is kept once, in a pane, and a window is put together from its panes
     when it fires. Panes are as long as the greatest time that divides both size and slide.
@@ -144,6 +158,7 @@ def sliding(size: Duration, slide: Duration, offset: Duration = "0s") -> Sliding
         size: the length of a window.
         slide: the time from one window's start to the next one's; not longer than the size.
         offset: moves every window's start; smaller than the slide.
+        time: ``"event"`` or ``"processing"``, as for ``tumbling``.
 
     Raises:
         JobError: one of these makes no sense, or a window has more than 1,000 panes.
@@ -160,11 +175,25 @@ def sliding(size: Duration, slide: Duration, offset: Duration = "0s") -> Sliding
         )
     window = SlidingWindow(length, every, _offset(f"sliding({size!r}, {slide!r}", offset, every, "slide"))
     _check_panes(call, length, window.pane, "a slide of which the size is a small multiple")
-    return window
+    return ClockWindow(window) if is_clock(call[:-1], time) else window
 
 
-def cumulating(size: Duration, step: Duration, offset: Duration = "0s") -> CumulatingWindow:
-    """Cut event time into windows that grow: they start together every ``size``, and end after each ``step``.
+@overload
+def cumulating(
+    size: Duration, step: Duration, offset: Duration = "0s", *, time: Literal["event"] = "event"
+) -> CumulatingWindow: ...
+
+
+@overload
+def cumulating(
+    size: Duration, step: Duration, offset: Duration = "0s", *, time: Literal["processing"]
+) -> ClockWindow: ...
+
+
+def cumulating(
+    size: Duration, step: Duration, offset: Duration = "0s", *, time: str = "event"
+) -> CumulatingWindow | ClockWindow:
+    """Cut time into windows that grow: they start together every ``size``, and end after each ``step``.
 
     ``cumulating("1d", "1h")`` gives at every full hour what there has been since midnight (UTC).
 
@@ -172,6 +201,7 @@ def cumulating(size: Duration, step: Duration, offset: Duration = "0s") -> Cumul
         size: the length of the last and longest window.
         step: the time from one window's end to the next one's; not longer than the size.
         offset: moves every window's start; smaller than the size.
+        time: ``"event"`` or ``"processing"``, as for ``tumbling``.
 
     Raises:
         JobError: one of these makes no sense, or a window has more than 1,000 steps.
@@ -184,7 +214,8 @@ def cumulating(size: Duration, step: Duration, offset: Duration = "0s") -> Cumul
     if not 0 < every <= length:
         raise JobError(f"{call}: the step must be at least '1us' and not longer than the size")
     _check_panes(call, length, every, "a longer step")
-    return CumulatingWindow(length, every, _offset(f"cumulating({size!r}, {step!r}", offset, length, "size"))
+    window = CumulatingWindow(length, every, _offset(f"cumulating({size!r}, {step!r}", offset, length, "size"))
+    return ClockWindow(window) if is_clock(call[:-1], time) else window
 
 
 def _offset(call: str, offset: Duration, below: int, what: str) -> int:

@@ -159,8 +159,8 @@ class SessionOperator(WindowAggregateOperator):
         self._open.add(known, names)
         return slots
 
-    def on_watermark(self, time: int, out: Output) -> None:
-        """Fire every session that is due, in the order of their ends."""
+    def _advance(self, time: int, out: Output) -> None:
+        """Sessions fire in the order of their ends."""
         self._gate.advance(time)
         closed = self._gate.last_closed
         if self._earliest > closed:
@@ -176,13 +176,19 @@ class SessionOperator(WindowAggregateOperator):
         self._open.remove(due)
         self._bury(due)
 
+    def _next_end(self) -> int | None:
+        return None if self._earliest == END_OF_TIME else self._earliest + self._gap
+
+    def _newest(self, slots: Ints) -> int:
+        return int(self._last[slots].max())
+
     def _more_state(self, slots: Ints) -> list[pa.Array]:
         return [time_array(self._first[slots]), time_array(self._last[slots])]
 
     def _load(self, batch: pa.RecordBatch, slots: Ints) -> None:
-        super()._load(batch, slots)
         width = len(self._table.schema)
         self._first[slots], self._last[slots] = (event_times(batch.column(width - n))[0] for n in (2, 1))
+        super()._load(batch, slots)
         self._next = max(self._next, int(self._starts[slots].max(initial=-1)) + 1)
         self._earliest = min(self._earliest, int(self._last[slots].min(initial=END_OF_TIME)))
 

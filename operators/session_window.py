@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, overload
 
 from millstream.engine.time import Duration, show_duration
-from millstream.operators.windows import Ints, Window, check_range, lengths
+from millstream.operators.windows import ClockWindow, Ints, Window, check_range, is_clock, lengths
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,11 +37,23 @@ class SessionWindow(Window):
         return time - self.gap
 
 
-def session(gap: Duration) -> SessionWindow:
+@overload
+def session(gap: Duration, *, time: Literal["event"] = "event") -> SessionWindow: ...
+
+
+@overload
+def session(gap: Duration, *, time: Literal["processing"]) -> ClockWindow: ...
+
+
+def session(gap: Duration, *, time: str = "event") -> SessionWindow | ClockWindow:
     """Put rows of a key into one window while they follow each other in less than ``gap``.
 
-    A session starts at its first row and ends ``gap`` after its last. It fires when event time has passed its end (and
+    A session starts at its first row and ends ``gap`` after its last. It fires when time has passed its end (and
     the lateness). A row is late when a session of that row alone would have ended.
+
+    Args:
+        gap: a row that comes so long after the last one begins a session of its own.
+        time: ``"event"`` or ``"processing"``, as for ``tumbling``.
 
     Raises:
         JobError: the gap is zero.
@@ -48,4 +61,5 @@ def session(gap: Duration) -> SessionWindow:
     >>> session("30m").describe()
     'in sessions with gaps of 30m'
     """
-    return SessionWindow(lengths(f"session({gap!r})", gap)[0])
+    window = SessionWindow(lengths(f"session({gap!r})", gap)[0])
+    return ClockWindow(window) if is_clock(f"session({gap!r}", time) else window

@@ -42,22 +42,28 @@ class WindowAggregate(OperatorSpec):
     Where windows overlap, a row that is late for some of its windows counts in the others, and is late only if all
     of them have fired.
 
+    Windows of processing time fire when the clock has reached their end. A row is in the windows of the moment at which
+    it is processed, so that none is late, and there is no port ``late``. A clock that is found set back after a restart
+    stands still for the windows that were open.
+
     Attributes:
         keys: the columns that name a group; none means one group per window.
         aggregates: (output column, aggregate), in order.
-        time: the event time of a row: a timestamp, or int64 microseconds.
+        time: the event time of a row: a timestamp, or int64 microseconds; None: windows are of processing time.
         lateness: how long a window stays open after its end, microseconds.
     """
 
     keys: tuple[str, ...]
     window: Window
     aggregates: tuple[tuple[str, AggregateSpec], ...]
-    time: Expr
+    time: Expr | None
     lateness: int = 0
 
     def __post_init__(self) -> None:
         if self.lateness < 0:
             raise JobError(f"a window's lateness cannot be negative, got {self.lateness} microseconds")
+        if self.lateness and self.time is None:
+            raise JobError("no row is late for windows of processing time: leave the lateness out")
         for name, aggregate in self.aggregates if not isinstance(self.window, OneWindow) else ():
             if not aggregate.can_merge:
                 raise JobError(
@@ -76,7 +82,7 @@ class WindowAggregate(OperatorSpec):
         made = [(name, aggregate.identity()) for name, aggregate in self.aggregates]
         return (
             f"window_aggregate(keys={self.keys!r}, window={self.window.identity()}, aggregates={made!r}, "
-            f"time={self.time}, lateness={self.lateness})"
+            f"time={'processing' if self.time is None else self.time}, lateness={self.lateness})"
         )
 
     def describe(self) -> str:
@@ -84,7 +90,8 @@ class WindowAggregate(OperatorSpec):
         made = ", ".join(f"{name}={aggregate.identity()}" for name, aggregate in self.aggregates)
         group = f" by {', '.join(self.keys)}" if self.keys else ""
         wait = f", {show_duration(self.lateness)} of lateness" if self.lateness else ""
-        return f"{made}{group} {self.window.describe()}{wait}"
+        clock = " of processing time" if self.time is None else ""
+        return f"{made}{group} {self.window.describe()}{clock}{wait}"
 
     def exchange(self) -> Exchange:
         """By hash of the keys; without keys one subtask has it all."""
@@ -97,13 +104,15 @@ class WindowAggregate(OperatorSpec):
         fields = [pa.field(key, plain_type(schema.field(key).type)) for key in self.keys]
         fields += [pa.field(WINDOW_START, TIME_TYPE), pa.field(WINDOW_END, TIME_TYPE)]
         fields += [pa.field(name, aggregate.type_in(schema)) for name, aggregate in self.aggregates]
-        return {MAIN: pa.schema(fields), LATE: schema}
+        results = {MAIN: pa.schema(fields)}
+        return results if self.time is None else {**results, LATE: schema}
 
     def _check(self, schema: pa.Schema) -> None:
         check_columns(self.keys, schema, "key")
         for key in self.keys:
             form_of(schema.field(key).type, f"key column {key!r}")
-        check_time(self.time, schema)
+        if self.time is not None:
+            check_time(self.time, schema)
         for _, aggregate in self.aggregates:
             aggregate.check(schema)
         names = [*self.keys, WINDOW_START, WINDOW_END, *(name for name, _ in self.aggregates)]
@@ -138,13 +147,14 @@ class WindowAggregate(OperatorSpec):
     def columns_needed(self, wanted: Mapping[str, frozenset[str]], inputs: Sequence[pa.Schema]) -> list[frozenset[str]]:
         """Keys, time, what the aggregates read, and what is wanted of late rows."""
         del inputs
-        needed = frozenset(self.keys) | frozenset(self.time.columns()) | wanted.get(LATE, frozenset())
+        time = frozenset() if self.time is None else self.time.columns()
+        needed = frozenset(self.keys) | time | wanted.get(LATE, frozenset())
         return [needed.union(*(aggregate.columns() for _, aggregate in self.aggregates))]
 
     @property
     def uses_event_time(self) -> bool:
-        """Windows fire by watermark."""
-        return True
+        """Windows fire by watermark, or else by the clock."""
+        return self.time is not None
 
     def build(self, inputs: Sequence[pa.Schema]) -> Operator:
         """Make one running copy."""

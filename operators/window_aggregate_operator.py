@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -25,11 +26,33 @@ class WindowAggregateOperator(AggregateOperator):
 
     def __init__(self, spec: WindowAggregate, schema: pa.Schema) -> None:
         super().__init__(spec.state_tables([schema]), [aggregate for _, aggregate in spec.aggregates], schema)
+        self._by_clock = self.uses_clock = spec.time is None
         self._keys = spec.keys
         self._output = spec.output_schemas([schema])[MAIN]
         self._gate = Gate(spec.window, spec.time, spec.lateness)
         self._open = OpenWindows()
         self._starts: Ints = np.empty(0, np.int64)
+
+    def on_watermark(self, time: int, out: Output) -> None:
+        """Fire every window that is due, in order."""
+        if not self._by_clock:
+            self._advance(time, out)
+
+    def on_clock(self, now: int, out: Output) -> None:
+        """Fire every window that is due, in order."""
+        self._advance(now, out)
+
+    def next_due(self) -> int | None:
+        """As ``Operator.next_due``."""
+        return self._next_end() if self._by_clock else None
+
+    @abstractmethod
+    def _advance(self, time: int, out: Output) -> None:
+        """The time of the windows has reached ``time``: fire those that are due, in order."""
+
+    @abstractmethod
+    def _next_end(self) -> int | None:
+        """Return when the next window ends, or an earlier time."""
 
     def process(self, batch: pa.RecordBatch, out: Output) -> None:
         """Fold the rows that are on time into their groups."""
@@ -65,6 +88,12 @@ class WindowAggregateOperator(AggregateOperator):
     def _load(self, batch: pa.RecordBatch, slots: Ints) -> None:
         super()._load(batch, slots)
         self._starts[slots] = fixed_codes(batch.column(len(self._keys)))
+        if self._by_clock and len(slots):
+            self._gate.advance(self._newest(slots))
+
+    def _newest(self, slots: Ints) -> int:
+        """Return the latest time that restored slots speak of: the clock had reached it."""
+        return int(self._starts[slots].max())
 
     def counters(self) -> Mapping[str, int]:
         """As ``Operator.counters``."""
@@ -90,8 +119,7 @@ class OneWindowOperator(WindowAggregateOperator):
         super().__init__(spec, schema)
         self._window = window
 
-    def on_watermark(self, time: int, out: Output) -> None:
-        """Fire every window that is due, in order."""
+    def _advance(self, time: int, out: Output) -> None:
         self._gate.advance(time)
         due = self._open.close(self._gate.last_closed)
         for first in range(0, len(due), MAX_ROWS):
@@ -99,3 +127,7 @@ class OneWindowOperator(WindowAggregateOperator):
             starts = self._starts[slots]
             self._emit(self._index.keys(slots)[:-1], starts, self._window.ends(starts), self._results(slots), out)
         self._bury(due)
+
+    def _next_end(self) -> int | None:
+        start = self._open.earliest()
+        return None if start is None else int(self._window.ends(np.array([start]))[0])

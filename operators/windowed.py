@@ -31,7 +31,7 @@ class Admitted:
     """The rows of a batch that are on time.
 
     Attributes:
-        times: event times, int64 microseconds, one per row.
+        times: int64 microseconds, one per row.
         starts: the starts of their windows or panes, likewise.
     """
 
@@ -44,11 +44,11 @@ class Gate:
     """Sends late rows away and says which windows are closed.
 
     Args:
-        time: the event time of a row.
+        time: the event time of a row; None: rows are in the windows of the time at which they come, and none is late.
         lateness: how long a window stays open after its end, microseconds.
     """
 
-    def __init__(self, window: Window, time: Expr, lateness: int) -> None:
+    def __init__(self, window: Window, time: Expr | None, lateness: int) -> None:
         self._window = window
         self._time = time
         self._lateness = lateness
@@ -57,7 +57,7 @@ class Gate:
         self.null_time_rows = 0
 
     def advance(self, time: int) -> None:
-        """The watermark has reached ``time``; it never goes back."""
+        """The watermark, or the clock, has reached ``time``; it never goes back."""
         self._watermark = max(self._watermark, time)
 
     @property
@@ -72,6 +72,9 @@ class Gate:
 
     def admit(self, batch: pa.RecordBatch, out: Output) -> Admitted | None:
         """Return the rows that are on time (None if there are none) and emit the others to the port ``late``."""
+        if self._time is None:
+            now = np.full(batch.num_rows, self._watermark)
+            return Admitted(batch, now, self._window.assign(now))
         times, valid = event_times(self._time.evaluate(batch))
         starts = self._window.assign(times)
         refused = self._refused(starts, valid)
@@ -97,6 +100,8 @@ class Gate:
 
     def counters(self) -> dict[str, int]:
         """As ``Operator.counters``."""
+        if self._time is None:
+            return {}
         return {"late_rows": self.late_rows, "null_time_rows": self.null_time_rows}
 
 
@@ -120,6 +125,10 @@ class OpenWindows:
     def starts(self) -> list[int]:
         """Return the starts of all of them, in order."""
         return sorted(self._slots)
+
+    def earliest(self) -> int | None:
+        """Return the start of the first of them."""
+        return min(self._slots, default=None)
 
     def of(self, start: int) -> Ints:
         """Return the slots of one."""

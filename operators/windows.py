@@ -1,10 +1,11 @@
-"""Windows: which stretch of event time a row belongs to."""
+"""Windows: which stretch of time a row belongs to."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Literal, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +16,7 @@ Ints = npt.NDArray[np.int64]
 
 
 class Window(ABC):
-    """How event time is cut into windows. Immutable; equal windows have equal ``identity()``.
+    """How time is cut into windows. Immutable; equal windows have equal ``identity()``.
 
     Every row belongs to one piece of time, named by its start: a window (``OneWindow``), or a pane that several
     windows share (``PanedWindow``).
@@ -70,6 +71,17 @@ class PanedWindow(Window):
     @abstractmethod
     def last_end(self, time: int) -> int:
         """Return the latest end of a window that is not later than ``time``."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClockWindow:
+    """Windows of processing time: a row is in the windows of the moment at which it is processed.
+
+    Attributes:
+        window: how that time is cut.
+    """
+
+    window: Window
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,28 +156,52 @@ def lengths(call: str, size: Duration, other: Duration = 0) -> tuple[int, int]:
     return length, micros(other)
 
 
-def tumbling(size: Duration, offset: Duration = "0s", *, zone: str | None = None) -> OneWindow:
-    """Cut event time into windows of one size that touch and never overlap.
+def is_clock(call: str, time: str) -> bool:
+    """Return whether ``time=`` asks for processing time. Raises JobError if it is neither of the two."""
+    if time not in {"event", "processing"}:
+        raise JobError(f"{call}, time={time!r}): time is 'event' or 'processing'")
+    return time == "processing"
+
+
+@overload
+def tumbling(
+    size: Duration, offset: Duration = "0s", *, zone: str | None = None, time: Literal["event"] = "event"
+) -> OneWindow: ...
+
+
+@overload
+def tumbling(
+    size: Duration, offset: Duration = "0s", *, zone: str | None = None, time: Literal["processing"]
+) -> ClockWindow: ...
+
+
+def tumbling(
+    size: Duration, offset: Duration = "0s", *, zone: str | None = None, time: str = "event"
+) -> OneWindow | ClockWindow:
+    """Cut time into windows of one size that touch and never overlap.
 
     Args:
         size: the length of a window, such as ``"10s"``; at least a microsecond.
         offset: moves every window's start; ``tumbling("1d", offset="22h")`` is a day that begins at 22:00 UTC.
-
+        time: ``"event"``: when a row happened; ``"processing"``: when it is processed, by the clock of the machine.
         zone: a time zone such as ``"Europe/Paris"``, for windows of whole days from midnight to midnight there: of 23
             or 25 hours where clocks change. They are counted from 1970-01-01, a Thursday: ``tumbling("7d",
             offset="4d", zone=...)`` is a week that begins on Monday.
 
     Raises:
-        JobError: size is zero, the offset not smaller than the size, or the zone unknown.
+        JobError: size is zero, the offset not smaller than the size, the zone unknown, or time another word.
 
     >>> tumbling("10s").describe()
     'every 10s'
     """
+    clock = is_clock(f"tumbling({size!r}", time)
     if zone is not None:
         from millstream.operators.calendar_window import calendar
 
-        return calendar(size, offset, zone)
+        days = calendar(size, offset, zone)
+        return ClockWindow(days) if clock else days
     length, shift = lengths(f"tumbling({size!r})", size, offset)
     if shift >= length:
         raise JobError(f"tumbling({size!r}, offset={offset!r}): the offset must be smaller than the size")
-    return TumblingWindow(length, shift)
+    window = TumblingWindow(length, shift)
+    return ClockWindow(window) if clock else window

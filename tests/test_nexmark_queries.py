@@ -6,7 +6,7 @@ from millstream.benchmarks.nexmark_events import FIRST_TIME, Timing
 from millstream.benchmarks.nexmark_files import write_events
 from millstream.benchmarks.nexmark_queries import PARTITIONS, QUERIES
 from millstream.benchmarks.nexmark_run import RunOptions, build_query, run_query
-from millstream.benchmarks.nexmark_sql import SQL
+from millstream.benchmarks.nexmark_sql import COMPARED, SQL
 from millstream.benchmarks.nexmark_verify import WEIGHT, opened, verify
 from millstream.engine.errors import JobError
 
@@ -48,6 +48,10 @@ def test_query_has_the_columns_of_its_batch_definition(query, events):
 
     (sink,) = job.graph.sinks()
     with opened(events) as connection:
+        if query in COMPARED:
+            connection.register("written", job.graph.schema(sink.inputs[0]).empty_table())
+            assert connection.sql(COMPARED[query]).columns == connection.sql(SQL[query]).columns
+            return
         wanted = [*connection.sql(SQL[query]).columns, *PARTITIONS.get(query, ())]
         assert [name for name in job.graph.schema(sink.inputs[0]).names if name != WEIGHT] == wanted
 

@@ -6,23 +6,17 @@ import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import millstream as ms
 import pyarrow as pa
 import pytest
+from clock_kit import Bench, rows
 from millstream.engine.graph import Edge
 from millstream.engine.operator import MAIN, Exchange, ExchangeKind, Operator, OperatorSpec, Output
-from millstream.engine.runtime.coordinator import CheckpointSettings
-from millstream.engine.runtime.run import Control, RunSettings, run_job
-from millstream.engine.runtime.scheduler import SimulatedScheduler
-from millstream.engine.source import ReadContext, Source, Split, SplitEnd, SplitReader
 from millstream.engine.state import DELETED, StateDelta, StateTable
 from millstream.engine.time import END_OF_TIME
 from millstream.stream import Stream
-from millstream.testing import BARRIER, ManualClock, Tick, Watermark, check_operator
+from millstream.testing import BARRIER, Tick, Watermark, check_operator
 
-SCHEMA = pa.schema({"n": pa.int64()})
 DELAYED = pa.schema({"n": pa.int64(), "told": pa.int64()})
 SECOND = 1_000_000
 DELAY = 10 * SECOND
@@ -105,10 +99,6 @@ class Delay(OperatorSpec):
         return operator
 
 
-def rows(*numbers: int) -> pa.RecordBatch:
-    return pa.record_batch({"n": numbers}, schema=SCHEMA)
-
-
 SCRIPT = [rows(1, 2), BARRIER, Tick(4 * SECOND), rows(3), Watermark(5), BARRIER]
 SCRIPT += [Tick(10 * SECOND), rows(4), BARRIER, Tick(14 * SECOND), Tick(15 * SECOND)]
 
@@ -134,82 +124,23 @@ def test_the_kit_catches(make: type[Delays], fault: str) -> None:
 # -- in a job --------------------------------------------------------------------------------------------------
 
 
-class Faucet(Source):
-    """Yields the numbers that are put in, when they are put in; ends when told to."""
-
-    name = "faucet"
-    schema = SCHEMA
-
-    def __init__(self) -> None:
-        self.numbers: list[int] = []
-        self.ended = False
-
-    def identity(self) -> str:
-        return "faucet"
-
-    def discover(self) -> list[Split]:
-        return [Split("all")]
-
-    def open(self, split: Split, position: Any, context: ReadContext) -> SplitReader:
-        return _Tap(self, position or 0)
-
-
-class _Tap(SplitReader):
-    def __init__(self, faucet: Faucet, position: int) -> None:
-        self._faucet = faucet
-        self._next = position
-
-    def read(self) -> pa.RecordBatch | SplitEnd:
-        if self._next < len(self._faucet.numbers):
-            self._next += 1
-            return rows(self._faucet.numbers[self._next - 1])
-        return SplitEnd.FINISHED if self._faucet.ended else SplitEnd.PENDING
-
-    def position(self) -> int:
-        return self._next
-
-
-class Bench:
-    """A job whose rows are delayed, on a clock moved by hand."""
+class Delaying(Bench):
+    """A job whose rows are delayed."""
 
     def __init__(self, folder: Path) -> None:
-        self.faucet, self.clock, self.out = Faucet(), ManualClock(), ms.memory_sink()
         self.made: list[Delays] = []
-        self._store = folder / "job.duckdb"
-        self._draw = random.Random(3)
+        super().__init__(folder, self._delayed)
 
-    def run(self, until: float | None, *, stop: bool = True) -> str:
-        """Run until the clock has reached ``until`` seconds (None: to the end), then stop, or crash."""
-        job = ms.Job("delays")
-        stream = job.read(self.faucet)
+    def _delayed(self, stream: Stream) -> Stream:
         node = stream._graph.operator(Delay(made=self.made), [stream._edge])
-        Stream(stream._graph, Edge(node.id), None).write(self.out)
-        bench = self
-
-        class Until(Control):
-            @property
-            def stop_requested(self) -> bool:
-                return stop and until is not None and bench.clock.monotonic() >= until
-
-            @property
-            def stop_now_requested(self) -> bool:
-                return not stop and until is not None and bench.clock.monotonic() >= until
-
-        return run_job(
-            job.plan(self._draw.randint(1, 3)),
-            RunSettings(store=self._store, checkpoints=CheckpointSettings(every=0.5)),
-            control=Until(),
-            clock=self.clock,
-            scheduler=lambda _: SimulatedScheduler(self._draw.getrandbits(32), self.clock, tick=0.01),
-            sleep=self.clock.advance,
-        ).outcome
+        return Stream(stream._graph, Edge(node.id), None)
 
     def got(self) -> list[int]:
         return sorted(row["n"] for row in self.out.rows())
 
 
 def test_an_operator_is_woken_though_no_data_flows(tmp_path: Path) -> None:
-    bench = Bench(tmp_path)
+    bench = Delaying(tmp_path)
     bench.faucet.numbers = [1, 2, 3]
     assert bench.run(until=8) == "stopped"
     assert bench.got() == []
@@ -219,7 +150,7 @@ def test_an_operator_is_woken_though_no_data_flows(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("stop", [True, False], ids=["stopped", "interrupted"])
 def test_what_came_due_while_the_job_was_down_is_done_at_once(stop: bool, tmp_path: Path) -> None:
-    bench = Bench(tmp_path)
+    bench = Delaying(tmp_path)
     bench.faucet.numbers = [1, 2, 3]
     bench.run(until=5, stop=stop)
     bench.clock.advance(60)
@@ -234,7 +165,7 @@ def test_what_came_due_while_the_job_was_down_is_done_at_once(stop: bool, tmp_pa
 
 
 def test_when_the_input_has_ended_what_waits_for_the_clock_happens_at_once(tmp_path: Path) -> None:
-    bench = Bench(tmp_path)
+    bench = Delaying(tmp_path)
     bench.faucet.numbers, bench.faucet.ended = list(range(20)), True
     assert bench.run(until=None) == "finished"
     assert bench.got() == list(range(20))
@@ -242,7 +173,7 @@ def test_when_the_input_has_ended_what_waits_for_the_clock_happens_at_once(tmp_p
 
 
 def test_a_wall_clock_that_is_set_back_does_not_set_operators_back(tmp_path: Path) -> None:
-    bench = Bench(tmp_path)
+    bench = Delaying(tmp_path)
     bench.faucet.numbers = list(range(9))
     wall, turns = bench.clock.wall, random.Random(1)
     bench.clock.wall = lambda: wall() - turns.choice([0, 0, 5 * SECOND])  # type: ignore[method-assign]
