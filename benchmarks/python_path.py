@@ -123,6 +123,10 @@ class _Counted:
         del port
         self.rows += batch.num_rows
 
+    def dead_letter(self, rows: pa.RecordBatch, faults: Any, **more: Any) -> None:
+        del faults, more
+        raise AssertionError(f"{rows.num_rows} rows could not be processed")
+
 
 def run_once(spec: OperatorSpec, batches: Sequence[pa.RecordBatch]) -> Callable[[], None]:
     """Return one run of a new copy of an operator, warm, over all batches."""
