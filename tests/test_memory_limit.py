@@ -144,7 +144,7 @@ def test_from_a_program(tmp_path: Path) -> None:
     batches = [pa.record_batch({"n": np.arange(n, n + 1_000)}) for n in range(0, 100_000, 1_000)]
     seen = {}
     job = ms.Job("growing")
-    job.read(ms.memory_source(batches)).deduplicate("n", name="once").write(ms.blackhole())
+    job.read(ms.memory_source(batches, bounded=False)).deduplicate("n", name="once").write(ms.blackhole())
 
     def look(status: Any) -> None:
         seen.update(status.memory)
