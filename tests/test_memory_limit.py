@@ -111,7 +111,7 @@ def test_a_job_that_outgrows_its_memory_ends_at_a_checkpoint_and_goes_on_with_mo
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    rows = 200_000
+    rows = 800_000
     Path("job.py").write_text(JOB.replace("ROWS", str(rows)))
     run = ("run", "job.py", "--store", "job.duckdb", "--every", "20ms")
     failure = logged(call(*run, "--memory", "2MB", code=OUTGROWN).stderr)[-1]
