@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from millstream.matching import MatchedStream
     from millstream.operators.aggregate_spec import AggregateSpec
     from millstream.operators.process import Code
+    from millstream.operators.window_updates import Updates
     from millstream.operators.windows import ClockWindow, Window
     from millstream.processing import ProcessedStream
     from millstream.ranking import Directions, OverStream, Ranks
@@ -36,22 +37,35 @@ class GroupedStream:
         self._time = time
         self._keys = keys
 
-    def window(self, window: Window | ClockWindow, *, lateness: Duration = 0) -> WindowedStream:
+    def window(
+        self,
+        window: Window | ClockWindow,
+        *,
+        lateness: Duration = 0,
+        early: Duration | None = None,
+        late: str = "wait",
+    ) -> WindowedStream:
         """Cut time into windows.
 
         Args:
             window: ``ms.tumbling("1m")``, or one of ``sliding``, ``cumulating``, ``session``.
             lateness: how long after its end a window still takes rows. It fires only then, once, so that its
                 result is never taken back. Rows later still go to ``.late``.
+            early: how often, in processing time, to show what windows come to so far: ``"5s"``; or ``"batch"``, after
+                every batch. The result is then a changelog: what was shown is taken back when there is another result.
+            late: ``"wait"``, or ``"correct"``: a window fires at its end, and rows that come within the lateness
+                correct its result. That makes a changelog too.
 
         Raises:
             JobError: the stream has no event time, and the windows are not of processing time.
         """
+        from millstream.operators.window_updates import updates_of
         from millstream.operators.windows import ClockWindow, Window
 
+        updates = updates_of(early, late)
         if isinstance(window, ClockWindow):
             wait = micros(lateness)
-            return WindowedStream(self._graph, self._edge, None, self._keys, window.window, wait)
+            return WindowedStream(self._graph, self._edge, None, self._keys, window.window, wait, updates)
         if not isinstance(window, Window):
             raise JobError(f"window() takes a window such as ms.tumbling('1m'), got {window!r}")
         if self._time is None:
@@ -59,7 +73,7 @@ class GroupedStream:
                 "window() needs event time: name its column in job.read(..., event_time='paid_at'), and keep that "
                 "column in select(), drop() and map()"
             )
-        return WindowedStream(self._graph, self._edge, self._time, self._keys, window, micros(lateness))
+        return WindowedStream(self._graph, self._edge, self._time, self._keys, window, micros(lateness), updates)
 
     def match(
         self,
@@ -292,7 +306,14 @@ class WindowedStream:
     """Rows by key and window, waiting to be reduced to a result."""
 
     def __init__(
-        self, graph: Graph, edge: Edge, time: Expr | None, keys: tuple[str, ...], window: Window, lateness: int
+        self,
+        graph: Graph,
+        edge: Edge,
+        time: Expr | None,
+        keys: tuple[str, ...],
+        window: Window,
+        lateness: int,
+        updates: Updates | None,
     ) -> None:
         self._graph = graph
         self._edge = edge
@@ -300,6 +321,7 @@ class WindowedStream:
         self._keys = keys
         self._window = window
         self._lateness = lateness
+        self._updates = updates
 
     if not TYPE_CHECKING:
 
@@ -328,13 +350,16 @@ class WindowedStream:
         from millstream.operators.window_aggregate import WindowAggregate
 
         made = _aggregates(misplaced, name, aggregates)
-        spec = WindowAggregate(self._keys, self._window, made, self._time, self._lateness)
+        spec = WindowAggregate(self._keys, self._window, made, self._time, self._lateness, self._updates)
         node = self._graph.operator(spec, [self._edge], name)
-        if self._time is None:
-            return WindowResult(self._graph, Edge(node.id), None)
+        late = None if self._time is None else Edge(node.id, LATE)
+        if late is None or self._updates is not None:
+            result = WindowResult(self._graph, Edge(node.id), None, late, self._time)
+            result._keyed((*self._keys, "window_start") if self._updates is not None else None)
+            return result
         # A result happened when its window closed: the last instant of it.
         time = col("window_end") - lit(_MICROSECOND)
-        return WindowResult(self._graph, Edge(node.id), time, Edge(node.id, LATE), self._time)
+        return WindowResult(self._graph, Edge(node.id), time, late, self._time)
 
     def top(
         self, n: int, *, by: Ranks, descending: Directions = True, ties: bool = False, name: str | None = None
@@ -353,6 +378,8 @@ class WindowedStream:
             raise JobError(f"top() works in windows of ms.tumbling() only, not in windows {self._window.describe()}")
         if self._time is None:
             raise JobError("top() works in windows of event time only: leave time='processing' out")
+        if self._updates is not None:
+            raise JobError("top() waits for its windows to close: leave window(early=, late='correct') out")
         spec = WindowTop(self._keys, self._window, ranks, n, ties, self._time, self._lateness)
         node = self._graph.operator(spec, [self._edge], name)
         return WindowResult(self._graph, Edge(node.id), self._time, Edge(node.id, LATE), self._time)

@@ -452,11 +452,14 @@ class Stream:
 
         return GroupedStream(self._graph, self._edge, self._time, ()).agg(*misplaced, name=name, **aggregates)
 
-    def window(self, window: Any, *, lateness: Any = 0) -> WindowedStream:
-        """Cut event time into windows, over all rows; see ``GroupedStream.window``."""
+    def window(
+        self, window: Any, *, lateness: Any = 0, early: Duration | None = None, late: str = "wait"
+    ) -> WindowedStream:
+        """Cut time into windows, over all rows; see ``GroupedStream.window``."""
         from millstream.grouping import GroupedStream
 
-        return GroupedStream(self._graph, self._edge, self._time, ()).window(window, lateness=lateness)
+        rows = GroupedStream(self._graph, self._edge, self._time, ())
+        return rows.window(window, lateness=lateness, early=early, late=late)
 
     # -- out ---------------------------------------------------------------------------------------------------
 

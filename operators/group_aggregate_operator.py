@@ -14,7 +14,7 @@ from millstream.operators.accumulators import NO_WEIGHTS, Retractable
 from millstream.operators.aggregate_operator import AggregateOperator
 from millstream.operators.cells import resized
 from millstream.operators.event_time import event_times
-from millstream.operators.row_numbers import same_values
+from millstream.operators.result_changes import change_weights, result_changes
 
 if TYPE_CHECKING:
     from millstream.operators.group_aggregate import GroupAggregate
@@ -67,22 +67,10 @@ class GroupAggregateOperator(AggregateOperator):
             was: which of them had a result, ``there`` which have one now, shape (len(touched),) each.
             old: the results of those that had one.
         """
-        new = self._results(touched[there])
-        gone, come = was.copy(), there.copy()
-        both = was & there
-        left = pa.array((np.cumsum(was) - 1)[both])
-        right = pa.array((np.cumsum(there) - 1)[both])
-        same = np.ones(len(left), np.bool_)
-        for a, b in zip(old, new, strict=True):
-            same &= same_values(a.take(left), b.take(right))
-        gone[both] = come[both] = ~same
-        slots = np.concatenate([touched[gone], touched[come]])
-        columns = self._index.keys(slots) if self._keys else []
-        leaving, coming = pa.array(gone[was]), pa.array(come[there])
-        columns += [pa.concat_arrays([a.filter(leaving), b.filter(coming)]) for a, b in zip(old, new, strict=True)]
-        weights = np.ones(len(slots), np.int64)
-        weights[: int(gone.sum())] = -1
-        out.emit(pa.record_batch([*columns, pa.array(weights)], schema=self._output))
+        gone, come, columns = result_changes(was, there, old, self._results(touched[there]))
+        keys = self._index.keys(np.concatenate([touched[gone], touched[come]])) if self._keys else []
+        weights = pa.array(change_weights(gone, come))
+        out.emit(pa.record_batch([*keys, *columns, weights], schema=self._output))
 
     def _results(self, slots: Ints) -> list[pa.Array]:
         if not len(slots):  # users' functions need not cope with that

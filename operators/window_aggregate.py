@@ -7,16 +7,19 @@ from dataclasses import dataclass
 from typing import Final
 
 import pyarrow as pa
+from millstream.engine.changelog import weighted
 from millstream.engine.codes import form_of, plain_type
 from millstream.engine.errors import JobError, SchemaError
 from millstream.engine.expression import Expr
 from millstream.engine.operator import MAIN, Exchange, ExchangeKind, Operator, OperatorSpec
 from millstream.engine.state import StateTable
+from millstream.engine.store.columns import storage_type
 from millstream.engine.time import show_duration
 from millstream.operators.aggregate_spec import AggregateSpec
 from millstream.operators.aggregate_state import aggregate_tables
 from millstream.operators.event_time import TIME_TYPE
 from millstream.operators.session_window import SessionWindow
+from millstream.operators.window_updates import Updates
 from millstream.operators.windowed import LATE, check_columns, check_time
 from millstream.operators.windows import OneWindow, PanedWindow, Window
 
@@ -51,6 +54,8 @@ class WindowAggregate(OperatorSpec):
         aggregates: (output column, aggregate), in order.
         time: the event time of a row: a timestamp, or int64 microseconds; None: windows are of processing time.
         lateness: how long a window stays open after its end, microseconds.
+        updates: when results are shown that may still change. The output is then a changelog, which comes to the result
+            of each window once that has closed; None: there are none, and it is an append stream.
     """
 
     keys: tuple[str, ...]
@@ -58,12 +63,15 @@ class WindowAggregate(OperatorSpec):
     aggregates: tuple[tuple[str, AggregateSpec], ...]
     time: Expr | None
     lateness: int = 0
+    updates: Updates | None = None
 
     def __post_init__(self) -> None:
         if self.lateness < 0:
             raise JobError(f"a window's lateness cannot be negative, got {self.lateness} microseconds")
         if self.lateness and self.time is None:
             raise JobError("no row is late for windows of processing time: leave the lateness out")
+        if self.updates is not None:
+            self._check_updates(self.updates)
         for name, aggregate in self.aggregates if not isinstance(self.window, OneWindow) else ():
             if not aggregate.can_merge:
                 raise JobError(
@@ -71,6 +79,15 @@ class WindowAggregate(OperatorSpec):
                     "put together from parts. Give aggregate() a function merge=(state, later) -> state, or "
                     "use ms.tumbling()"
                 )
+
+    def _check_updates(self, updates: Updates) -> None:
+        if not isinstance(self.window, OneWindow):
+            raise JobError(
+                f"window(early=, late='correct') works in windows of ms.tumbling() only, not in windows "
+                f"{self.window.describe()}"
+            )
+        if updates.correct and not self.lateness:
+            raise JobError("window(late='correct') needs a lateness: how long after its end may rows correct a window?")
 
     @property
     def kind(self) -> str:
@@ -80,9 +97,10 @@ class WindowAggregate(OperatorSpec):
     def identity(self) -> str:
         """Text that changes exactly when the meaning changes."""
         made = [(name, aggregate.identity()) for name, aggregate in self.aggregates]
+        updates = "" if self.updates is None else f", {self.updates.identity()}"
         return (
             f"window_aggregate(keys={self.keys!r}, window={self.window.identity()}, aggregates={made!r}, "
-            f"time={'processing' if self.time is None else self.time}, lateness={self.lateness})"
+            f"time={'processing' if self.time is None else self.time}, lateness={self.lateness}{updates})"
         )
 
     def describe(self) -> str:
@@ -91,7 +109,8 @@ class WindowAggregate(OperatorSpec):
         group = f" by {', '.join(self.keys)}" if self.keys else ""
         wait = f", {show_duration(self.lateness)} of lateness" if self.lateness else ""
         clock = " of processing time" if self.time is None else ""
-        return f"{made}{group} {self.window.describe()}{clock}{wait}"
+        updates = "" if self.updates is None else f", {self.updates.describe()}"
+        return f"{made}{group} {self.window.describe()}{clock}{wait}{updates}"
 
     def exchange(self) -> Exchange:
         """By hash of the keys; without keys one subtask has it all."""
@@ -104,7 +123,7 @@ class WindowAggregate(OperatorSpec):
         fields = [pa.field(key, plain_type(schema.field(key).type)) for key in self.keys]
         fields += [pa.field(WINDOW_START, TIME_TYPE), pa.field(WINDOW_END, TIME_TYPE)]
         fields += [pa.field(name, aggregate.type_in(schema)) for name, aggregate in self.aggregates]
-        results = {MAIN: pa.schema(fields)}
+        results = {MAIN: pa.schema(fields) if self.updates is None else weighted(pa.schema(fields))}
         return results if self.time is None else {**results, LATE: schema}
 
     def _check(self, schema: pa.Schema) -> None:
@@ -115,6 +134,8 @@ class WindowAggregate(OperatorSpec):
             check_time(self.time, schema)
         for _, aggregate in self.aggregates:
             aggregate.check(schema)
+            if self.updates is not None:
+                storage_type(aggregate.type_in(schema))
         names = [*self.keys, WINDOW_START, WINDOW_END, *(name for name, _ in self.aggregates)]
         twice = {name for name in names if names.count(name) > 1}
         if twice:
@@ -129,10 +150,15 @@ class WindowAggregate(OperatorSpec):
         If windows share panes, a row per key and pane, with its start, and at last up to which end windows have fired.
         A session has a number instead of a start, and at last the times of its first and last row.
 
+        If results are shown that may change, there is at last the one shown, and whether there is one.
+
         An aggregate that keeps items has a table for them, named after its column.
         """
         (schema,) = inputs
         piece, more = self._piece()
+        if self.updates is not None:
+            results = [pa.field(f"shown_{name}", aggregate.type_in(schema)) for name, aggregate in self.aggregates]
+            more = [pa.field("shown", pa.bool_()), *results]
         group = [*(pa.field(key, plain_type(schema.field(key).type)) for key in self.keys), piece]
         return aggregate_tables(STATE, group, len(self.keys), self.aggregates, schema, more)
 
@@ -169,4 +195,8 @@ class WindowAggregate(OperatorSpec):
         from millstream.operators.window_aggregate_operator import OneWindowOperator
 
         assert isinstance(self.window, OneWindow)
+        if self.updates is not None:
+            from millstream.operators.updating_window_operator import UpdatingWindowOperator
+
+            return UpdatingWindowOperator(self, self.window, self.updates, inputs[0])
         return OneWindowOperator(self, self.window, inputs[0])

@@ -56,9 +56,13 @@ class WindowAggregateOperator(AggregateOperator):
 
     def process(self, batch: pa.RecordBatch, out: Output) -> None:
         """Fold the rows that are on time into their groups."""
+        self._fold(batch, out)
+
+    def _fold(self, batch: pa.RecordBatch, out: Output) -> Ints:
+        """Fold rows into their groups; return the slots of those that are on time."""
         admitted = self._gate.admit(batch, out)
         if admitted is None:
-            return
+            return np.empty(0, np.int64)
         batch = admitted.batch
         known = len(self._index)
         keys = [batch.column(key) for key in self._keys]
@@ -68,6 +72,7 @@ class WindowAggregateOperator(AggregateOperator):
         self._changes.begin(known, len(self._index) - known)
         self._open.add(known, self._starts[known : len(self._index)])
         self._feed.update(batch, slots, admitted.times)
+        return slots
 
     def _emit(self, keys: list[pa.Array], starts: Ints, ends: Ints, values: list[pa.Array], out: Output) -> None:
         columns = [*keys, time_array(starts), time_array(ends), *values]

@@ -66,6 +66,11 @@ class Gate:
         return max(self._watermark - self._lateness, START_OF_TIME)
 
     @property
+    def last_ended(self) -> int:
+        """Windows that start here or earlier have ended, though they may still wait for late rows."""
+        return max(self._window.last_closed(self._watermark), START_OF_TIME)
+
+    @property
     def last_closed(self) -> int:
         """Windows (or panes) that start here or earlier are closed."""
         return max(self._window.last_closed(self.passed), START_OF_TIME)
