@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 import millstream as ms
+import numpy as np
+import pyarrow as pa
 from millstream import Expr, Stream, col, when
 from millstream.benchmarks.nexmark_files import events_file
 
@@ -46,6 +48,9 @@ class Events:
 
 Query: TypeAlias = Callable[[Events], Stream]
 
+
+SIDE_KEYS: Final = 10_000
+"""How many rows the side input of q13 has."""
 
 _DAY: Final = col("date_time").dt.strftime("%Y-%m-%d")
 _RANKS: Final[dict[str, Any]] = {
@@ -145,6 +150,16 @@ def q12(events: Events) -> Stream:
     return counts.select("bidder", "bid_count", _micros("window_start"), _micros("window_end"))
 
 
+def q13(events: Events) -> Stream:
+    """Bids with the rows of a bounded side input."""
+    keys = np.arange(SIDE_KEYS)
+    side = pa.table({"key": keys, "value": np.char.add("value ", keys.astype(np.str_))})
+    bid = events.bid.with_columns(key=col("auction") % SIDE_KEYS)
+    return bid.join_table(ms.memory_source(side, name="side"), on="key").select(
+        "auction", "bidder", "price", "date_time", "value"
+    )
+
+
 def q14(events: Events) -> Stream:
     """Calculation: part of the day, and how often the letter c occurs."""
     price = 0.908 * col("price")
@@ -228,7 +243,7 @@ def _micros(column: str) -> Expr:
 QUERIES: Final[dict[str, Query]] = {
     query.__name__: query
     for query in (
-        *(q0, q1, q2, q3, q4, q5, q6, q7, q8, q9, q10, q11, q12),
+        *(q0, q1, q2, q3, q4, q5, q6, q7, q8, q9, q10, q11, q12, q13),
         *(q14, q15, q16, q17, q18, q19, q20, q21, q22),
     )
 }

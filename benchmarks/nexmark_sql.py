@@ -81,6 +81,11 @@ SQL: Final[dict[str, str]] = {
     "q12": """
         select bidder, count(*) as bid_count from bid group by 1
     """,
+    "q13": """
+        select b.auction, b.bidder, b.price, b.date_time, s.value
+        from bid b join (select range as key, 'value ' || range as value from range(10000)) s
+        on b.auction % 10000 = s.key
+    """,
     "q14": """
         select auction, bidder, 0.908::double * price as price,
             case when extract(hour from date_time) between 8 and 18 then 'dayTime'
@@ -139,7 +144,7 @@ SQL: Final[dict[str, str]] = {
         from bid
     """,
 }
-"""The SQL of each query, over the tables ``person``, ``auction`` and ``bid``. q13 has none.
+"""The SQL of each query, over the tables ``person``, ``auction`` and ``bid``.
 
 Of q10 the files matter: they are in folders by day, hour and minute.
 """

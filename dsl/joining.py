@@ -5,15 +5,17 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import pyarrow as pa
 from millstream.engine.errors import JobError
 from millstream.engine.expression import Expr, call, col, lit
-from millstream.engine.graph import Edge, Graph, check_columns
+from millstream.engine.graph import Edge, Graph, Read, check_columns
+from millstream.engine.source import Source
 from millstream.engine.time import Duration, micros
 from millstream.operators.join import HOWS
 from millstream.operators.join_columns import JoinedColumn, check_keys, join_columns
+from millstream.operators.table_join import TABLE_HOWS, TableJoin
 from millstream.operators.timed_join import LATE_PORTS, Between, Nearness, SameWindow, TimedJoin
 from millstream.operators.unbounded_join import UnboundedJoin
 from millstream.stream import Stream
@@ -21,6 +23,7 @@ from millstream.stream import Stream
 if TYPE_CHECKING:
     from millstream.operators.windows import Window
 
+_HOWS: Final = {"join": HOWS, "join_table": TABLE_HOWS}
 _MICROSECOND = dt.timedelta(microseconds=1)
 
 
@@ -61,6 +64,7 @@ class Joining:
     how: str
     suffix: str
     where: Expr | None
+    what: str = "join"
 
     def stream(self, between: Any, window: Window | None, ttl: Duration | None, name: str | None) -> JoinedStream:
         """Add the operator to the graph; return what comes out of it."""
@@ -78,15 +82,18 @@ class Joining:
 
     def _check(self) -> None:
         if not isinstance(self.right, Stream):
-            raise JobError(f"join() takes a stream, got {self.right!r}")
+            raise JobError(f"{self.what}() takes a stream, got {self.right!r}")
         if self.right._graph is not self.left._graph:
-            raise JobError("join() of streams of two jobs: a stream belongs to the job whose read() began it")
-        if self.how not in HOWS:
-            raise JobError(f"join(how={self.how!r}): how is one of {', '.join(map(repr, HOWS))}")
+            raise JobError(f"{self.what}() of streams of two jobs: a stream belongs to the job whose read() began it")
+        hows = _HOWS[self.what]
+        if self.how not in hows:
+            raise JobError(f"{self.what}(how={self.how!r}): how is one of {', '.join(map(repr, hows))}")
         if self.where is not None and not isinstance(self.where, Expr):
-            raise JobError(f"join(where=...) takes a condition such as col('a') > col('b'), got {self.where!r}")
+            raise JobError(f"{self.what}(where=...) takes a condition such as col('a') > col('b'), got {self.where!r}")
         if not self.suffix or not isinstance(self.suffix, str):
-            raise JobError(f"join(suffix={self.suffix!r}): it is put behind the names of right columns, as in '_right'")
+            raise JobError(
+                f"{self.what}(suffix={self.suffix!r}): it is put behind the names of right columns, as in '_right'"
+            )
 
     def _keys(self) -> list[tuple[str, str]]:
         if isinstance(self.on, Mapping):
@@ -94,9 +101,11 @@ class Joining:
         else:
             keys = [(key, key) for key in ([self.on] if isinstance(self.on, str) else self.on)]
         if not keys:
-            raise JobError("join(on=...) needs a column: on='id', on=['a', 'b'] or on={'left_name': 'right_name'}")
-        check_columns(self.left.schema, [left for left, _ in keys], "join(): the left stream")
-        check_columns(self.right.schema, [right for _, right in keys], "join(): the right stream")
+            raise JobError(
+                f"{self.what}(on=...) needs a column: on='id', on=['a', 'b'] or on={{'left_name': 'right_name'}}"
+            )
+        check_columns(self.left.schema, [left for left, _ in keys], f"{self.what}(): the left stream")
+        check_columns(self.right.schema, [right for _, right in keys], f"{self.what}(): the right stream")
         check_keys(keys, self.left.schema, self.right.schema)
         return keys
 
@@ -139,6 +148,25 @@ class Joining:
         changes = self.left.is_changelog or self.right.is_changelog
         timed = not changes and self.left._time is not None and self.right._time is not None
         return JoinedStream(graph, Edge(node.id), self._later(columns) if timed else None)
+
+    # -- with a table ------------------------------------------------------------------------------------------
+
+    def table(self, name: str | None) -> Stream:
+        """Add the operator of a join with a table; return what comes out of it."""
+        self._check()
+        if self.right.is_changelog:
+            raise JobError("join_table(): the table is a changelog: put .final() behind it to join with what is left")
+        keys = self._keys()
+        spec = TableJoin(
+            left_keys=tuple(left for left, _ in keys),
+            right_keys=tuple(right for _, right in keys),
+            how=self.how,
+            columns=join_columns(self.left.schema, self.right.schema, keys, self.suffix, window=False),
+            where=self.where,
+        )
+        graph = self.left._graph
+        node = graph.operator(spec, [self.left._edge, self.right._edge], name)
+        return Stream(graph, Edge(node.id), self.left._time)
 
     def _times(self) -> tuple[Expr, Expr]:
         for stream, side in ((self.left, "left"), (self.right, "right")):
@@ -205,6 +233,23 @@ class Joining:
         if types[0] != types[1]:
             left_time, right_time = left_time.cast(pa.timestamp("us")), right_time.cast(pa.timestamp("us"))
         return call("max_element_wise", left_time, right_time)
+
+
+def table_stream(left: Stream, table: Stream | Source) -> Stream:
+    """Return the stream of a table, reading it if it is a source; raises JobError unless it is bounded."""
+    graph = left._graph
+    if isinstance(table, Source):
+        table = Stream(graph, Edge(graph.read(Read(table), None).id), None)
+    if not isinstance(table, Stream):
+        raise JobError(f"join_table() takes a source or a stream, got {table!r}")
+    for source in table._graph.sources_behind(table._edge.node):
+        assert isinstance(source.body, Read)
+        if not source.body.source.bounded:
+            raise JobError(
+                f"join_table(): source {source.name!r} never ends, and a table is read to its end before the first row "
+                "is joined with it. Let the source be bounded, or use join() with a stream that goes on"
+            )
+    return table
 
 
 def _signed_micros(bound: Any) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import pyarrow as pa
@@ -15,6 +15,7 @@ from millstream.engine.graph import Edge, Graph, Write, check_columns
 from millstream.engine.operator import MAIN, OperatorSpec
 from millstream.engine.sink import Sink
 from millstream.engine.time import Duration
+from millstream.joins import Joins
 from millstream.operators.project import Filter, Project
 from millstream.operators.python import FlatMap, Map, MapBatches, OnError
 from millstream.operators.union import Union
@@ -23,12 +24,10 @@ from millstream.projecting import named_column, renamed_key, renamed_time
 if TYPE_CHECKING:
     from millstream.deduplicating import DeduplicatedStream
     from millstream.grouping import GroupedStream, WindowedStream
-    from millstream.joining import JoinedStream
-    from millstream.operators.windows import Window
     from millstream.ranking import Directions, OverStream, Ranks
 
 
-class Stream:
+class Stream(Joins):
     """Rows with a schema, on their way. Every method returns a new stream; nothing runs until the job does."""
 
     _key: tuple[str, ...] | None = None
@@ -347,66 +346,6 @@ class Stream:
         if keep not in {"first", "last"}:
             raise JobError(f"deduplicate(keep={keep!r}): keep is 'first' or 'last'")
         return (first_of if keep == "first" else last_of)(self._graph, self._edge, self._time, columns, within, name)
-
-    # -- joins -------------------------------------------------------------------------------------------------
-
-    def join(  # noqa: PLR0913  each is a word of its own
-        self,
-        other: Stream,
-        *,
-        on: str | Sequence[str] | Mapping[str, str],
-        how: str = "inner",
-        between: tuple[Expr | Duration, Expr | Duration] | None = None,
-        window: Window | None = None,
-        ttl: Duration | None = None,
-        where: Expr | None = None,
-        suffix: str = "_right",
-        name: str | None = None,
-    ) -> JoinedStream:
-        """Bring rows of two streams together whose keys are equal; a null key equals nothing.
-
-        With ``between`` or ``window`` (or ``ttl``) rows must also be near each other in event time; they are forgotten
-        when it has passed, and rows that come before the watermark go to ``.late`` and ``.late_right``. Without any of
-        them everything is joined with everything so far, and both streams are kept for ever.
-
-        Args:
-            other: the right stream, of the same job.
-            on: the key: a column's name, several, or ``{"left_name": "right_name"}``.
-            how: ``inner``: pairs; ``left``, ``right``, ``full``: also the rows of that side that are in no pair, with
-                nulls beside them; ``semi``: the left rows that are in a pair, once each; ``anti``: those in none.
-            between: the event time of the right row lies from the one to the other, both included. Either is an
-                expression over the left columns, or a duration from the left row's event time: ``("-5m", "0s")``.
-            window: both rows are in one window: ``ms.tumbling("1m")``, ``sliding`` or ``cumulating``. The result has
-                its ``window_start`` and ``window_end``.
-            ttl: the rows are at most so far from each other in event time; short for ``between=("-1d", "1d")``.
-            where: a condition over the columns of the pair.
-            suffix: is put behind the names of right columns that the left stream has too; keys that have the same
-                name are there once.
-            name: names the operator.
-
-        Returns:
-            The columns of both. Rows are never taken back, except that without ``between``, ``window`` and ``ttl`` the
-            result is a changelog unless ``how`` is ``inner`` and neither stream is a changelog. The event time of a
-            pair is the later of the two, or the last instant of the window; other results have none.
-
-        Raises:
-            JobError: what is asked for does not go together, or there is no event time.
-            SchemaError: a column is unknown, keys are of different types, or a name is taken.
-
-        >>> import datetime as dt
-        >>> import millstream as ms
-        >>> at = lambda minute: dt.datetime(2026, 1, 1, 12, minute)
-        >>> job, out = ms.Job("j"), ms.memory_sink()
-        >>> seen = job.read(ms.memory_source([{"ad": 1, "at": at(0)}], name="seen"), event_time="at")
-        >>> clicks = job.read(ms.memory_source([{"ad": 1, "at": at(2)}, {"ad": 1, "at": at(9)}]), event_time="at")
-        >>> clicks.join(seen, on="ad", between=("-5m", "0s"), suffix="_seen").select("at", "at_seen").write(out)
-        >>> _ = job.run()
-        >>> [row["at"].minute for row in out.rows()]
-        [2]
-        """
-        from millstream.joining import Joining
-
-        return Joining(self, other, on, how, suffix, where).stream(between, window, ttl, name)
 
     # -- groups and windows ------------------------------------------------------------------------------------
 

@@ -144,6 +144,17 @@ class Graph:
         """The nodes that read."""
         return [n for n in self.nodes.values() if isinstance(n.body, Read)]
 
+    def sources_behind(self, id_: OperatorId) -> list[Node]:
+        """The sources a node's rows come from; itself, if it is one."""
+        found: set[OperatorId] = set()
+        waiting = [id_]
+        while waiting:
+            current = waiting.pop()
+            if current not in found:
+                found.add(current)
+                waiting.extend(edge.node for edge in self.nodes[current].inputs)
+        return [node for node in self.sources() if node.id in found]
+
     def sinks(self) -> list[Node]:
         """The nodes that write."""
         return [n for n in self.nodes.values() if isinstance(n.body, Write)]

@@ -75,11 +75,16 @@ class ExchangeKind(enum.Enum):
     FORWARD = "forward"  # any subtask will do: stay where you are
     HASH = "hash"  # rows with equal keys meet in one subtask
     SINGLE = "single"  # all rows meet in subtask 0
+    BROADCAST = "broadcast"  # every subtask gets every row, and gets them before those of the other inputs
 
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """A distribution, with its key columns when it is by hash."""
+    """A distribution, with its key columns when it is by hash.
+
+    Until a BROADCAST input has ended, the others of its operator are read only up to a barrier that waits for them, and
+    no watermark reaches the operator.
+    """
 
     kind: ExchangeKind = ExchangeKind.FORWARD
     keys: tuple[str, ...] = ()
@@ -108,6 +113,9 @@ class Operator(ABC):
         """Take one batch of input ``index``; operators with several inputs override this."""
         del index
         self.process(batch, out)
+
+    def on_input_end(self, index: int, out: Output) -> None:
+        """Of several inputs this one has ended: no more of its rows will come. Said again after a restart."""
 
     def on_watermark(self, time: int, out: Output) -> None:
         """Event time has reached ``time`` (microseconds); the engine passes the watermark on afterwards."""
@@ -186,7 +194,7 @@ class OperatorSpec(ABC):
         return FORWARD
 
     def exchange_of(self, index: int) -> Exchange:
-        """How input ``index`` must be distributed, where inputs have keys of different names; all are of one kind."""
+        """How input ``index`` must be distributed, where inputs differ; all that are not BROADCAST are of one kind."""
         del index
         return self.exchange()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from graphlib import CycleError, TopologicalSorter
 
 import pyarrow as pa
 from millstream.engine.changelog import WEIGHT
@@ -79,9 +80,10 @@ def make_plan(job: str, graph: Graph, parallelism: int = 1) -> Plan:
     """Plan a job.
 
     Raises:
-        JobError: the job has no source or no sink, or a stream leads nowhere.
+        JobError: the job has no source or no sink, or a source would wait for itself to end.
     """
     _check_complete(job, graph)
+    _check_waits(graph)
     if parallelism < 1:
         raise JobError(f"parallelism must be at least 1, got {parallelism}")
     event_time = any(isinstance(n.body, OperatorSpec) and n.body.uses_event_time for n in graph.nodes.values())
@@ -110,6 +112,31 @@ def _check_complete(job: str, graph: Graph) -> None:
         raise JobError(f"job {job!r} reads nothing: start with job.read(...)")
     if not graph.sinks():
         raise JobError(f"job {job!r} has no sink, so it would have no effect: end a stream with .write(...)")
+
+
+def _check_waits(graph: Graph) -> None:
+    """Raise JobError if a source would wait for its own end: what is broadcast is read before the other inputs."""
+    waits: TopologicalSorter[str] = TopologicalSorter()
+    for node in graph.nodes.values():
+        kinds = [exchange.kind for exchange in _exchanges(node)]
+        if ExchangeKind.BROADCAST not in kinds:
+            continue
+        first: set[str] = set()
+        later: set[str] = set()
+        for edge, kind in zip(node.inputs, kinds, strict=True):
+            names = {source.name for source in graph.sources_behind(edge.node)}
+            (first if kind is ExchangeKind.BROADCAST else later).update(names)
+        for name in later:
+            waits.add(name, *first)
+    try:
+        waits.prepare()
+    except CycleError as error:
+        cycle = " waits for ".join(repr(name) for name in reversed(error.args[1]))
+        raise JobError(
+            f"source {cycle}: a table is read to its end before the first row that is joined with "
+            "it, so what is joined with it cannot come from the same source. Read the source twice, under two names, "
+            "as in job.read(source, name='table')"
+        ) from None
 
 
 def _keeps_something(graph: Graph, node: Node) -> bool:
@@ -219,8 +246,12 @@ def _stages(graph: Graph, parallelism: int, wanted: Wanted) -> tuple[Stage, ...]
     drafts: list[tuple[int, list[OperatorId], tuple[StageInput, ...]]] = []
     for node in graph.nodes.values():
         exchanges = _exchanges(node)
-        exchange = exchanges[0] if exchanges else FORWARD
-        upstream = [drafts[stage_of[edge.node]][0] for edge in node.inputs]
+        exchange = next((into for into in exchanges if into.kind is not ExchangeKind.BROADCAST), FORWARD)
+        upstream = [
+            drafts[stage_of[edge.node]][0]
+            for edge, into in zip(node.inputs, exchanges, strict=True)
+            if into.kind is not ExchangeKind.BROADCAST
+        ]
         width = _width(exchange, upstream, parallelism)
         if len(node.inputs) == 1 and width == upstream[0] and (exchange.kind is ExchangeKind.FORWARD or width == 1):
             stage_of[node.id] = stage_of[node.inputs[0].node]
@@ -239,7 +270,7 @@ def _exchanges(node: Node) -> list[Exchange]:
     if not isinstance(node.body, OperatorSpec):
         return [FORWARD for _ in node.inputs]
     found = [node.body.exchange_of(index) for index in range(len(node.inputs))]
-    if len({exchange.kind for exchange in found}) > 1:
+    if len({exchange.kind for exchange in found} - {ExchangeKind.BROADCAST}) > 1:
         raise InternalError(f"{node.label}: its inputs cannot be distributed in different ways: {found}")
     return found
 
@@ -255,21 +286,10 @@ def _guarantees(graph: Graph) -> list[Guarantee]:
     for sink_node in graph.sinks():
         assert isinstance(sink_node.body, Write)
         sink = sink_node.body.sink
-        for source_node in _sources_behind(graph, sink_node):
+        for source_node in graph.sources_behind(sink_node.id):
             assert isinstance(source_node.body, Read)
             source = source_node.body.source
             exact = source.replayable and sink.kind in EXACTLY_ONCE_KINDS
             reason = f"source: {source.guarantee()}; sink: {sink.guarantee()}"
             paths.append(Guarantee(source_node.name, sink_node.name, exact, reason))
     return paths
-
-
-def _sources_behind(graph: Graph, node: Node) -> list[Node]:
-    found: dict[OperatorId, Node] = {}
-    waiting = [node]
-    while waiting:
-        current = waiting.pop()
-        if isinstance(current.body, Read):
-            found[current.id] = current
-        waiting.extend(graph.nodes[edge.node] for edge in current.inputs)
-    return [n for n in graph.nodes.values() if n.id in found]

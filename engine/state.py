@@ -26,6 +26,7 @@ class StateTable:
         keys: KEYED: the columns that name a row. ROWS: exactly one int64 column, the bucket.
         route_by: the columns whose hash decides which subtask owns a row after a restart; they must be the
             operator's exchange keys, in the same order. Empty: subtask 0 owns every row.
+        broadcast: every subtask gets every row after a restart; only subtask 0 may hand rows over. ROWS only.
         defaults: what rows of older checkpoints have in columns that were added since; null where nothing is said.
     """
 
@@ -35,6 +36,7 @@ class StateTable:
     route_by: tuple[str, ...] = ()
     kind: StateKind = StateKind.KEYED
     defaults: Mapping[str, object] = field(default_factory=dict, compare=False)
+    broadcast: bool = field(default=False, compare=False)
 
 
 DELETED = "deleted"

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from millstream.engine.runtime.watermarks import WatermarkMerge
-from millstream.engine.time import START_OF_TIME
+from millstream.engine.time import END_OF_TIME, START_OF_TIME
 
 EVENTS = st.lists(st.tuples(st.integers(0, 2), st.one_of(st.none(), st.integers(-100, 100))), max_size=60)
 
@@ -37,6 +37,17 @@ def test_when_all_are_idle_it_does_not_matter_who_was_first(order: tuple[int, in
         merge.set_idle(index)
     assert merge.all_idle
     assert merge.current == 9
+
+
+def test_the_end_of_one_input_is_not_the_end_of_those_that_are_idle() -> None:
+    merge = WatermarkMerge(2)
+    merge.advance(1, 7)
+    merge.set_idle(1)
+    assert merge.advance(0, END_OF_TIME) == 7
+    assert (merge.current, merge.all_idle) == (7, True)
+    assert merge.advance(1, 8) == 8
+    assert not merge.all_idle
+    assert merge.advance(1, END_OF_TIME) == END_OF_TIME
 
 
 @given(EVENTS)

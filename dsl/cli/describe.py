@@ -53,6 +53,8 @@ def exchange_text(exchange: Exchange) -> str:
             return f"by hash of {', '.join(exchange.keys)}"
         case ExchangeKind.SINGLE:
             return "all to one"
+        case ExchangeKind.BROADCAST:
+            return "all to each, before the others"
         case ExchangeKind.FORWARD:
             return "as they come"
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from millstream.engine.element import Watermark
 from millstream.engine.time import ManualClock
-from millstream.testing.operators import BARRIER, On, Tick, check_operator
+from millstream.testing.operators import BARRIER, Ended, On, Tick, check_operator
 from millstream.testing.rows import rows_of
 from millstream.testing.simulation import SimulatedCrash, Simulation, simulate
 from millstream.testing.sinks import check_sink
@@ -19,6 +19,7 @@ from millstream.testing.sources import check_source
 
 __all__ = [
     "BARRIER",
+    "Ended",
     "ManualClock",
     "On",
     "SimulatedCrash",

@@ -44,7 +44,14 @@ class Tick:
     time: int
 
 
-Step: TypeAlias = pa.RecordBatch | On | Watermark | Tick | _BarrierMark
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """In a script: an input ends. Those for which there is no such step end at the end."""
+
+    input: int
+
+
+Step: TypeAlias = pa.RecordBatch | On | Watermark | Tick | Ended | _BarrierMark
 Rows: TypeAlias = dict[str, list[dict[str, Any]]]
 
 
@@ -80,8 +87,8 @@ def check_operator(
 
     Args:
         spec: the operator.
-        script: batches (``On(index, batch)`` where there are several inputs), watermarks, ``Tick(time)`` and
-            ``BARRIER``.
+        script: batches (``On(index, batch)`` where there are several inputs), watermarks, ``Tick(time)``,
+            ``Ended(index)`` and ``BARRIER``.
         schemas: of the inputs; may be left out when every input has a batch in the script.
 
     Returns:
@@ -149,7 +156,8 @@ def _ways(spec: OperatorSpec, inputs: Sequence[pa.Schema], steps: Sequence[Step]
     combiner = spec.combiner({port: frozenset(s.names) for port, s in spec.output_schemas(inputs).items()})
     if combiner is not None:
         yield _Way("combined before the exchange", list(_combined(combiner, inputs, steps)), hint="see combiner()")
-    if spec.exchange().kind is ExchangeKind.HASH or not spec.state_tables(inputs):
+    kinds = {spec.exchange_of(index).kind for index in range(len(inputs))}
+    if kinds & {ExchangeKind.HASH, ExchangeKind.BROADCAST} or not spec.state_tables(inputs):
         keys = "rows that belong together are not those of equal exchange() keys, or route_by is not these keys"
         yield _Way("on three subtasks", steps, 0, (3,), hint=keys)
         yield _Way("restored on one, three and two subtasks", steps, 1, (1, 3, 2), hint=keys)
@@ -201,6 +209,7 @@ class _Running:
         self.out = _Promised(spec, inputs)
         self._time: int | None = None
         self._now = 0
+        self._ended: list[int] = []
         self._epoch = self._starts = self._batches = 0
         self._start()
 
@@ -218,7 +227,10 @@ class _Running:
         """Process a batch where its rows belong."""
         self._batches += 1
         exchange = self._spec.exchange_of(input)
-        if exchange.kind is ExchangeKind.HASH and len(self._subtasks) > 1:
+        if exchange.kind is ExchangeKind.BROADCAST:
+            for subtask in self._subtasks:
+                self._process(subtask, input, batch)
+        elif exchange.kind is ExchangeKind.HASH and len(self._subtasks) > 1:
             hashes = exchange_hash([batch.column(key) for key in exchange.keys], batch.num_rows)
             parts = partition(batch, hashes, len(self._subtasks))
             for subtask, part in zip(self._subtasks, parts, strict=True):
@@ -231,9 +243,23 @@ class _Running:
             self._tell_time(subtask)
             subtask.process_input(input, batch, self.out)
 
+    def end(self, input: int) -> None:
+        """An input has ended; time that waited for that passes."""
+        self._ended.append(input)
+        for subtask in self._subtasks:
+            subtask.on_input_end(input, self.out)
+        if self._time is not None:
+            self.advance(self._time)
+
+    def _waits(self) -> bool:
+        broadcast = (n for n in range(len(self._inputs)) if self._spec.exchange_of(n).kind is ExchangeKind.BROADCAST)
+        return any(index not in self._ended for index in broadcast)
+
     def advance(self, time: int) -> None:
         """Event time has reached ``time``."""
         self._time = time
+        if self._waits():
+            return
         for subtask in self._subtasks:
             self._tell_time(subtask)
             subtask.on_watermark(time, self.out)
@@ -271,7 +297,10 @@ class _Running:
         if self._way.restore_every and self._epoch % self._way.restore_every == 0:
             self._start()
             self._state.restore(self._subtasks)
-            if self._time is not None:
+            for input in self._ended:
+                for subtask in self._subtasks:
+                    subtask.on_input_end(input, self.out)
+            if self._time is not None and not self._waits():
                 for subtask in self._subtasks:
                     subtask.on_watermark(self._time, self.out)
             self.tick(self._now)
@@ -287,8 +316,12 @@ class _Running:
 
 def _run(spec: OperatorSpec, inputs: Sequence[pa.Schema], way: _Way) -> Rows:
     running = _Running(spec, inputs, way)
-    for step in [*way.script, Watermark(END_OF_TIME)]:
+    told = {step.input for step in way.script if isinstance(step, Ended)}
+    rest = [Ended(index) for index in range(len(inputs)) if index not in told]
+    for step in [*way.script, *rest, Watermark(END_OF_TIME)]:
         match step:
+            case Ended():
+                running.end(step.input)
             case On():
                 running.feed(step.input, step.batch)
             case Watermark():

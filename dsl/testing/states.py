@@ -59,6 +59,7 @@ class StateModel:
             assert keys == [pa.int64()], f"{where}: ROWS need exactly one key, an int64 bucket, not {keys}"
         else:
             assert table.keys, f"{where}: KEYED rows need keys"
+            assert not table.broadcast, f"{where}: only ROWS can be broadcast"
 
     def begin(self, parallelism: int) -> None:
         """A generation starts."""
@@ -77,6 +78,9 @@ class StateModel:
 
     def _take(self, epoch: int, table: StateTable, delta: StateDelta, subtask: int) -> None:
         expected = table.schema
+        assert not (table.broadcast and subtask), (
+            f"{self._what}, {table.name!r}: subtask 0 hands over what is broadcast"
+        )
         if table.kind is StateKind.KEYED:
             expected = expected.append(pa.field(DELETED, pa.bool_()))
             assert delta.full_from <= epoch, f"{self._what}, {table.name!r}: {delta.full_from=} lies in the future"
@@ -94,6 +98,10 @@ class StateModel:
         for name, table in self._tables.items():
             oldest = self._full_from[name].restored
             if not self._written[name]:
+                continue
+            if table.broadcast:
+                for copy in copies:
+                    copy.restore(name, iter(list(self._rows(table, oldest or 0))), oldest or 0)
                 continue
             routed: list[list[pa.RecordBatch]] = [[] for _ in copies]
             for batch in self._rows(table, oldest or 0):

@@ -13,7 +13,7 @@ from millstream.engine.errors import InternalError
 from millstream.engine.failpoints import hit
 from millstream.engine.graph import Node, Read, Write
 from millstream.engine.logs import log
-from millstream.engine.operator import FORWARD, Operator, OperatorContext, OperatorSpec
+from millstream.engine.operator import FORWARD, ExchangeKind, Operator, OperatorContext, OperatorSpec
 from millstream.engine.plan import Plan, Stage, StageInput
 from millstream.engine.runtime.chain import ChannelTarget, OperatorTarget, Ports, SinkTarget, Target
 from millstream.engine.runtime.channel import CAPACITY, Channel
@@ -33,7 +33,8 @@ class Running:
     """A generation's subtasks, in an order in which producers come before consumers.
 
     ``worker_of`` says which of ``plan.parallelism`` workers steps a subtask. ``uneven`` are the subtasks whose
-    watermarks are their own: those of sources, and those that read from one subtask of each input only.
+    watermarks are their own: those of sources, and those that read from one subtask of each input only, besides what is
+    broadcast.
     """
 
     plan: Plan
@@ -143,7 +144,7 @@ class Builder:
 
     def _uneven(self) -> Iterator[str]:
         for stage in self._plan.stages:
-            if all(into.exchange == FORWARD for into in stage.inputs):
+            if all(into.exchange.kind in {ExchangeKind.FORWARD, ExchangeKind.BROADCAST} for into in stage.inputs):
                 yield from (f"{stage.index}:{self._name(stage, index)}" for index in range(stage.parallelism))
 
     @cached_property
@@ -197,7 +198,8 @@ class Builder:
             for producer, channel in self._incoming(stage, position, stage_input, index):
                 inputs.append((position, channel))
                 self._wiring.append((producer, name, channel))
-        return ChannelSubtask(name, parts, self._acknowledge, inputs, target)
+        broadcast = {n for n, into in enumerate(stage.inputs) if into.exchange.kind is ExchangeKind.BROADCAST}
+        return ChannelSubtask(name, parts, self._acknowledge, inputs, target, frozenset(broadcast))
 
     def _incoming(self, stage: Stage, position: int, into: StageInput, index: int) -> list[tuple[str, Channel]]:
         """Make this subtask's channels of one input: from every upstream subtask, or only from its own for FORWARD."""
@@ -277,6 +279,11 @@ class Builder:
     def _restore_table(
         self, id_: str, table: StateTable, copies: Sequence[Operator | SinkWriter], epoch: Epoch, full_from: int
     ) -> None:
+        if table.broadcast:
+            batches = list(self._store.restore_rows(id_, table, epoch))
+            for copy in copies:
+                copy.restore(table.name, batches, full_from)
+            return
         if len(copies) == 1 or not table.route_by:
             copies[0].restore(table.name, self._store.restore_rows(id_, table, epoch), full_from)
             return

@@ -140,6 +140,10 @@ class OperatorTarget:
         finally:
             self.ports.attempt = 1
 
+    def input_end(self, index: int) -> None:
+        """One of several inputs has ended."""
+        self._guard(lambda: self.operator.on_input_end(index, self.ports))
+
     def watermark(self, time: int) -> None:
         """Let the operator act on the time first: what it fires belongs before the watermark."""
         if time <= self.time:
@@ -265,6 +269,9 @@ class ChannelTarget:
 
     def send(self, batch: pa.RecordBatch) -> None:
         """Send a combined batch."""
+        if self._exchange.kind is ExchangeKind.BROADCAST:
+            self._broadcast(batch)
+            return
         if self._exchange.kind is not ExchangeKind.HASH or len(self.channels) == 1:
             self.channels[self._own if self._exchange.kind is ExchangeKind.FORWARD else 0].put(batch)
             return

@@ -200,7 +200,13 @@ class Alignment(enum.Enum):
 
 
 class ChannelSubtask(Subtask):
-    """Reads from channels, aligning barriers and merging watermarks."""
+    """Reads from channels, aligning barriers and merging watermarks.
+
+    Until all ``broadcast`` inputs have ended, the others are read only while a barrier is waited for. So little of them
+    comes too early, no more than stands in channels when there is a barrier. And no barrier waits for the end of an
+    input: were the others not read at all, one that stands behind their rows would never come, and the input that has
+    brought it already would never be read on.
+    """
 
     def __init__(
         self,
@@ -209,6 +215,7 @@ class ChannelSubtask(Subtask):
         acknowledge: Acknowledge,
         inputs: Sequence[tuple[int, Channel]],
         root: OperatorTarget | SinkTarget,
+        broadcast: frozenset[int] = frozenset(),
     ) -> None:
         super().__init__(name, parts, acknowledge)
         self._inputs = tuple(inputs)
@@ -216,6 +223,8 @@ class ChannelSubtask(Subtask):
         self._merge = WatermarkMerge(len(self._inputs))
         self._waiting_for = set(range(len(self._inputs)))
         self._turn = 0
+        self._going_on = set(self._waiting_for)
+        self._first = set(broadcast)
 
     @property
     def watermark(self) -> int:
@@ -251,7 +260,7 @@ class ChannelSubtask(Subtask):
             return Progress.BLOCKED
         for offset in range(len(self._inputs)):
             index = (self._turn + offset) % len(self._inputs)
-            if index not in self._waiting_for:
+            if index not in self._waiting_for or self._held_back(index):
                 continue
             element = self._inputs[index][1].take()
             if element is not None:
@@ -260,16 +269,24 @@ class ChannelSubtask(Subtask):
                 return Progress.MADE
         return Progress.IDLE
 
+    def _held_back(self, index: int) -> bool:
+        """Whether a channel is not read now, because others must end first."""
+        return bool(self._first) and self.alignment is Alignment.READING and self._inputs[index][0] not in self._first
+
     def _take(self, index: int, element: object) -> None:
         match element:
             case Watermark(time):
-                self._advance(self._merge.advance(index, time))
+                risen = self._merge.advance(index, time)
+                if time == END_OF_TIME:
+                    self._end(index)
+                    risen = self._merge.current
+                self._advance(risen)
+                self._note_idle()
             case Barrier():
                 self._align(index, element)
             case Idle():
                 self._advance(self._merge.set_idle(index))
-                if self._merge.all_idle:
-                    self._root.idle()
+                self._note_idle()
             case pa.RecordBatch():
                 self._merge.set_active(index)
                 if isinstance(self._root, OperatorTarget):
@@ -279,8 +296,23 @@ class ChannelSubtask(Subtask):
             case _:
                 raise InternalError(f"{self.name}: a channel brought {type(element).__name__}")
 
+    def _end(self, index: int) -> None:
+        """A channel has ended, and with the last of an input so has that."""
+        self._going_on.discard(index)
+        input = self._inputs[index][0]
+        if any(self._inputs[other][0] == input for other in self._going_on):
+            return
+        self._first.discard(input)
+        if isinstance(self._root, OperatorTarget):
+            self._root.input_end(input)
+
+    def _note_idle(self) -> None:
+        if self._merge.all_idle:
+            self._root.idle()
+
     def _advance(self, time: int | None) -> None:
-        if time is not None:
+        """Pass time on, unless rows are held back that it has passed."""
+        if time is not None and not self._first:
             self._root.watermark(time)
 
     def _align(self, index: int, barrier: Barrier) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from millstream.engine.time import START_OF_TIME
+from millstream.engine.time import END_OF_TIME, START_OF_TIME
 
 
 class WatermarkMerge:
     """Combines the watermarks of a fixed number of inputs.
 
-    The result never goes back: an input that was idle and comes back behind the others does not move it.
+    The result never goes back: an input that was idle and comes back behind the others does not move it. An input that
+    has ended says nothing of the others, idle ones included.
 
     >>> merge = WatermarkMerge(2)
     >>> merge.advance(0, 10), merge.advance(1, 7)
@@ -35,8 +36,9 @@ class WatermarkMerge:
 
     @property
     def all_idle(self) -> bool:
-        """Whether no input holds the watermark."""
-        return all(self._idle)
+        """Whether no input holds the watermark, and some may have rows yet."""
+        waits = (idle or time == END_OF_TIME for time, idle in zip(self._times, self._idle, strict=True))
+        return any(self._idle) and all(waits)
 
     def advance(self, index: int, time: int) -> int | None:
         """An input's watermark is now ``time``; return the new minimum if it rose."""
@@ -58,8 +60,9 @@ class WatermarkMerge:
         return self._risen()
 
     def _risen(self) -> int | None:
-        active = [t for t, idle in zip(self._times, self._idle, strict=True) if not idle]
-        time = min(active) if active else max(self._times)
+        going_on = [(t, idle) for t, idle in zip(self._times, self._idle, strict=True) if t < END_OF_TIME]
+        active = [t for t, idle in going_on if not idle]
+        time = min(active) if active else max((t for t, _ in going_on), default=END_OF_TIME)
         if time <= self.current:
             return None
         self.current = time

@@ -1,0 +1,127 @@
+"""The joins of a ``Stream``, as methods."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, cast
+
+if TYPE_CHECKING:
+    from millstream.engine.expression import Expr
+    from millstream.engine.source import Source
+    from millstream.engine.time import Duration
+    from millstream.joining import JoinedStream
+    from millstream.operators.windows import Window
+    from millstream.stream import Stream
+
+
+class Joins:
+    """What ``Stream`` can be brought together with."""
+
+    @property
+    def _stream(self) -> Stream:
+        return cast("Stream", self)
+
+    def join(  # noqa: PLR0913  each is a word of its own
+        self,
+        other: Stream,
+        *,
+        on: str | Sequence[str] | Mapping[str, str],
+        how: str = "inner",
+        between: tuple[Expr | Duration, Expr | Duration] | None = None,
+        window: Window | None = None,
+        ttl: Duration | None = None,
+        where: Expr | None = None,
+        suffix: str = "_right",
+        name: str | None = None,
+    ) -> JoinedStream:
+        """Bring rows of two streams together whose keys are equal; a null key equals nothing.
+
+        With ``between`` or ``window`` (or ``ttl``) rows must also be near each other in event time; they are forgotten
+        when it has passed, and rows that come before the watermark go to ``.late`` and ``.late_right``. Without any of
+        them everything is joined with everything so far, and both streams are kept for ever.
+
+        Args:
+            other: the right stream, of the same job.
+            on: the key: a column's name, several, or ``{"left_name": "right_name"}``.
+            how: ``inner``: pairs; ``left``, ``right``, ``full``: also the rows of that side that are in no pair, with
+                nulls beside them; ``semi``: the left rows that are in a pair, once each; ``anti``: those in none.
+            between: the event time of the right row lies from the one to the other, both included. Either is an
+                expression over the left columns, or a duration from the left row's event time: ``("-5m", "0s")``.
+            window: both rows are in one window: ``ms.tumbling("1m")``, ``sliding`` or ``cumulating``. The result has
+                its ``window_start`` and ``window_end``.
+            ttl: the rows are at most so far from each other in event time; short for ``between=("-1d", "1d")``.
+            where: a condition over the columns of the pair.
+            suffix: is put behind the names of right columns that the left stream has too; keys that have the same
+                name are there once.
+            name: names the operator.
+
+        Returns:
+            The columns of both. Rows are never taken back, except that without ``between``, ``window`` and ``ttl`` the
+            result is a changelog unless ``how`` is ``inner`` and neither stream is a changelog. The event time of a
+            pair is the later of the two, or the last instant of the window; other results have none.
+
+        Raises:
+            JobError: what is asked for does not go together, or there is no event time.
+            SchemaError: a column is unknown, keys are of different types, or a name is taken.
+
+        >>> import datetime as dt
+        >>> import millstream as ms
+        >>> at = lambda minute: dt.datetime(2026, 1, 1, 12, minute)
+        >>> job, out = ms.Job("j"), ms.memory_sink()
+        >>> seen = job.read(ms.memory_source([{"ad": 1, "at": at(0)}], name="seen"), event_time="at")
+        >>> clicks = job.read(ms.memory_source([{"ad": 1, "at": at(2)}, {"ad": 1, "at": at(9)}]), event_time="at")
+        >>> clicks.join(seen, on="ad", between=("-5m", "0s"), suffix="_seen").select("at", "at_seen").write(out)
+        >>> _ = job.run()
+        >>> [row["at"].minute for row in out.rows()]
+        [2]
+        """
+        from millstream.joining import Joining
+
+        return Joining(self._stream, other, on, how, suffix, where).stream(between, window, ttl, name)
+
+    def join_table(
+        self,
+        table: Stream | Source,
+        *,
+        on: str | Sequence[str] | Mapping[str, str],
+        how: str = "inner",
+        where: Expr | None = None,
+        suffix: str = "_right",
+        name: str | None = None,
+    ) -> Stream:
+        """Bring each row together with the rows of a table that have its key: reference data from a file, say.
+
+        The table is read to its end before the first row is joined. Every subtask keeps all of it, so the stream is not
+        exchanged. It becomes part of the checkpoint, written once: if its file changes later, the result does not.
+
+        Args:
+            table: a bounded source, or a stream that comes of bounded sources, of the same job.
+            on: the key: a column's name, several, or ``{"left_name": "right_name"}``. A null key equals nothing.
+            how: ``inner``: pairs; ``left``: also the rows that are in no pair, with nulls beside them; ``semi``: the
+                rows that are in a pair, once each; ``anti``: those in none.
+            where: a condition over the columns of the pair.
+            suffix: is put behind the names of columns of the table that the stream has too; keys that have the same
+                name are there once.
+            name: names the operator.
+
+        Returns:
+            The columns of both, with the event time of the stream. Rows are never taken back.
+
+        Raises:
+            JobError: the table is not bounded, or a changelog, or of another job. When the job is planned: stream and
+                table come from the same source, which would have to wait for its own end.
+            SchemaError: a column is unknown, keys are of different types, or a name is taken.
+
+        >>> import millstream as ms
+        >>> job, out = ms.Job("j"), ms.memory_sink()
+        >>> cities = ms.memory_source([{"id": 1, "city": "Rome"}], name="cities")
+        >>> orders = job.read(ms.memory_source([{"order": 7, "to": 1}, {"order": 8, "to": 2}], name="orders"))
+        >>> orders.join_table(cities, on={"to": "id"}, how="left").select("order", "city").write(out)
+        >>> _ = job.run()
+        >>> out.rows()
+        [{'order': 7, 'city': 'Rome'}, {'order': 8, 'city': None}]
+        """
+        from millstream.joining import Joining, table_stream
+
+        right = table_stream(self._stream, table)
+        return Joining(self._stream, right, on, how, suffix, where, "join_table").table(name)
