@@ -224,7 +224,7 @@ class ChannelSubtask(Subtask):
         self._waiting_for = set(range(len(self._inputs)))
         self._turn = 0
         self._going_on = set(self._waiting_for)
-        self._first = set(broadcast)
+        self._tables = set(broadcast)
 
     @property
     def watermark(self) -> int:
@@ -271,7 +271,7 @@ class ChannelSubtask(Subtask):
 
     def _held_back(self, index: int) -> bool:
         """Whether a channel is not read now, because others must end first."""
-        return bool(self._first) and self.alignment is Alignment.READING and self._inputs[index][0] not in self._first
+        return bool(self._tables) and self.alignment is Alignment.READING and self._inputs[index][0] not in self._tables
 
     def _take(self, index: int, element: object) -> None:
         match element:
@@ -302,7 +302,7 @@ class ChannelSubtask(Subtask):
         input = self._inputs[index][0]
         if any(self._inputs[other][0] == input for other in self._going_on):
             return
-        self._first.discard(input)
+        self._tables.discard(input)
         if isinstance(self._root, OperatorTarget):
             self._root.input_end(input)
 
@@ -312,7 +312,7 @@ class ChannelSubtask(Subtask):
 
     def _advance(self, time: int | None) -> None:
         """Pass time on, unless rows are held back that it has passed."""
-        if time is not None and not self._first:
+        if time is not None and not self._tables:
             self._root.watermark(time)
 
     def _align(self, index: int, barrier: Barrier) -> None:
