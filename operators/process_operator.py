@@ -26,7 +26,7 @@ from millstream.operators.process_states import EVENT, PROCESSING, ListState, Ma
 from millstream.operators.process_tables import KeyedTable
 from millstream.operators.process_timers import Timers
 from millstream.operators.process_values import ValueCells
-from millstream.operators.process_views import KeyedList, KeyedMap
+from millstream.operators.process_views import KeyedList, KeyedMap, detached
 from millstream.operators.python_rows import MOST_ROWS, BadRow, RowCollector, rows_as_dicts, shown, shown_row, values_of
 
 if TYPE_CHECKING:
@@ -50,6 +50,21 @@ class _Made:
         self.collector = RowCollector(schema, "yield")
         self.rows: list[Any] = []
         self.origins: list[_Origin] = []
+        self.keep = self._keeper(nested=any(pa.types.is_nested(type) for type in schema.types))
+
+    def _keeper(self, *, nested: bool) -> Callable[[Any, _Origin], None]:
+        """Return what takes a row as it is now: the dict, and lists in it, may be state, which later rows change."""
+        add, note = self.rows.append, self.origins.append
+
+        def keep(row: Any, origin: _Origin) -> None:
+            add(row.copy() if row.__class__ is dict else row)
+            note(origin)
+
+        def keep_nested(row: Any, origin: _Origin) -> None:
+            add(detached(row))
+            note(origin)
+
+        return keep_nested if nested else keep
 
 
 class ProcessOperator(Operator):
@@ -147,19 +162,17 @@ class ProcessOperator(Operator):
         names = [name for name in batch.schema.names if self._reads is None or name in self._reads]
         self._batch, self._row_keys = batch, None
         at, context, on_row, made = self._at, self._context, self._code.on_row, self._made[MAIN]
-        keep, note = made.rows.append, made.origins.append
+        keep = made.keep
         rows = zip(rows_as_dicts(batch, names), slots.tolist(), self._moments(batch), strict=True)
         for index, (row, at.slot, at.moment) in enumerate(rows):
             self._origin = index
             try:
                 results = on_row(row, context)
                 if results.__class__ is dict:
-                    keep(results)
-                    note(index)
+                    keep(results, index)
                 elif results is not None:
                     for result in results if results.__class__ in _PLAIN else self._iterable(results, "on_row"):
-                        keep(result)
-                        note(index)
+                        keep(result, index)
             except Exception as error:
                 raise self._raised(error, "on_row") from error
             if context.overdue:
@@ -193,8 +206,7 @@ class ProcessOperator(Operator):
                 f"ctx.emit({output!r}, ...): there is no such side output (there are: {there}); declare it in the "
                 f"class: {output} = ms.side_output({{...}}), and yield what belongs to the result"
             )
-        made.rows.append(row)
-        made.origins.append(self._origin)
+        made.keep(row, self._origin)
 
     def _flush(self, out: Output) -> None:
         for port, made in self._made.items():
@@ -285,10 +297,10 @@ class ProcessOperator(Operator):
         try:
             results = self._code.on_timer(self._times[clock].datetime(time), context)
             if results is not None:
-                made.rows.extend([results] if type(results) is dict else self._iterable(results, "on_timer"))
+                for result in [results] if type(results) is dict else self._iterable(results, "on_timer"):
+                    made.keep(result, self._origin)
         except Exception as error:
             raise self._raised(error, "on_timer") from error
-        made.origins.extend([self._origin] * (len(made.rows) - len(made.origins)))
 
     def _count_after_end(self) -> None:
         """Timers that set timers for ever would keep a job that has read everything from ending."""

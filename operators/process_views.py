@@ -128,3 +128,19 @@ class KeyedList(Sequence[T]):
         if index == -1 and numbers:
             return int(next(reversed(numbers)))
         return int(list(numbers)[index])
+
+
+def detached(value: Any) -> Any:
+    """Return a value in which nothing is state any more: lists and dicts are copied, those of a key as plain ones.
+
+    >>> kept = [1, [2]]
+    >>> copy = detached({"a": kept})
+    >>> kept[1].append(3)
+    >>> copy
+    {'a': [1, [2]]}
+    """
+    if isinstance(value, (list, KeyedList)):
+        return [detached(item) for item in value]
+    if isinstance(value, (dict, KeyedMap)):
+        return {key: detached(item) for key, item in value.items()}
+    return value

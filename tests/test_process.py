@@ -201,6 +201,44 @@ def test_an_item_changed_in_place_is_kept() -> None:
     assert whats(check_operator(spec(Lists), steps))[-1].startswith("[[7, 8], [2], 3, 4]")
 
 
+def test_rows_that_are_state_come_out_as_they_were_when_they_were_yielded() -> None:
+    def itself(row: Row, state: Row) -> Row:
+        state["n"] = state.get("n", 0) + row["n"]
+        return state
+
+    made = check_operator(function_spec(itself, {"n": int}), [rows(("a", 1, 0), ("a", 2, 0)), rows(("a", 3, 0))])[MAIN]
+    assert [row["n"] for row in made] == [1, 3, 6]
+
+    class Nested(ms.Process):
+        schema = pa.schema(
+            {
+                "kept": pa.list_(pa.int64()),
+                "last": pa.list_(pa.int64()),
+                "seen": pa.map_(pa.int64(), pa.int64()),
+                "both": pa.struct({"kept": pa.list_(pa.int64())}),
+            }
+        )
+        kept = ms.value_state(list, default=list)
+        last = ms.list_state(int)
+        seen = ms.map_state(int, int)
+
+        def on_row(self, row: Row, ctx: Any) -> Row:
+            self.kept.append(row["n"])
+            self.last.append(row["n"])
+            self.seen[row["n"]] = len(self.last)
+            return {"kept": self.kept, "last": self.last, "seen": self.seen, "both": {"kept": self.kept}}
+
+    made = check_operator(spec(Nested), [rows(("a", 1, 0), ("a", 2, 0)), BARRIER, rows(("a", 3, 0))])[MAIN]
+    for count, row in enumerate(made, 1):
+        numbers = list(range(1, count + 1))
+        assert row == {
+            "kept": numbers,
+            "last": numbers,
+            "seen": [(number, number) for number in numbers],
+            "both": {"kept": numbers},
+        }
+
+
 # -- time to live ----------------------------------------------------------------------------------------------
 
 
