@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from millstream.engine.runtime.run import Control, JobResult
     from millstream.job import Job
     from millstream.operators.aggregates import count, first, last, max, mean, min, sum
+    from millstream.operators.async_map import retry
     from millstream.operators.collecting import collect, count_distinct
     from millstream.operators.match_expressions import prev
     from millstream.operators.over_functions import lag, lead, row_number
@@ -79,6 +80,7 @@ _HOMES = {
     "millstream.engine.runtime.run": ("Control", "JobResult"),
     "millstream.job": ("Job",),
     "millstream.operators.aggregates": ("count", "first", "last", "max", "mean", "min", "sum"),
+    "millstream.operators.async_map": ("retry",),
     "millstream.operators.collecting": ("collect", "count_distinct"),
     "millstream.operators.match_expressions": ("prev",),
     "millstream.operators.over_functions": ("lag", "lead", "row_number"),
@@ -148,6 +150,7 @@ __all__ = [
     "prev",
     "print_sink",
     "quantile",
+    "retry",
     "row_number",
     "session",
     "side_output",

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import pyarrow as pa
+from millstream.calling import TakesFunctions
 from millstream.engine.changelog import WEIGHT, is_changelog, unweighted
 from millstream.engine.errors import JobError, SchemaError
 from millstream.engine.expression import Expr, col, lit
 from millstream.engine.expression_tree import as_expr
-from millstream.engine.expression_types import Schema
 from millstream.engine.graph import Edge, Graph, Write, check_columns
 from millstream.engine.operator import MAIN, OperatorSpec
 from millstream.engine.sink import Sink
 from millstream.engine.time import Duration
 from millstream.joins import Joins
 from millstream.operators.project import Filter, Project
-from millstream.operators.python import FlatMap, Map, MapBatches, OnError
 from millstream.operators.union import Union
 from millstream.projecting import named_column, renamed_key, renamed_time
 
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
     from millstream.ranking import Directions, OverStream, Ranks
 
 
-class Stream(Joins):
+class Stream(Joins, TakesFunctions):
     """Rows with a schema, on their way. Every method returns a new stream; nothing runs until the job does."""
 
     _key: tuple[str, ...] | None = None
@@ -118,62 +117,6 @@ class Stream(Joins):
         if not isinstance(predicate, Expr):
             raise JobError(f"filter() takes an expression such as col('price') > 10, got {predicate!r}")
         return self._then(Filter(predicate), self._time)._keyed(self._key)
-
-    # -- Python functions --------------------------------------------------------------------------------------
-
-    def map_batches(
-        self,
-        fn: Callable[[pa.RecordBatch], pa.RecordBatch],
-        *,
-        schema: Schema | None = None,
-        on_error: OnError = "fail",
-        name: str | None = None,
-    ) -> Stream:
-        """Apply a function to whole Arrow batches.
-
-        Args:
-            fn: takes and returns a ``pa.RecordBatch`` (any number of rows). Where batches begin and end is not fixed.
-            schema: what it returns; without one it is called once with an empty batch to find out.
-            on_error: "fail" stops the job; "dead_letter" calls the function again with halves of the batch, and
-                halves of these, puts the rows aside that fail by themselves, and goes on with the others.
-            name: names the operator.
-        """
-        return self._then(MapBatches(fn, schema, on_error, self._time), self._time, name)
-
-    def map(
-        self,
-        fn: Callable[[dict[str, Any]], dict[str, Any]],
-        *,
-        schema: Schema | None = None,
-        on_error: OnError = "fail",
-        name: str | None = None,
-    ) -> Stream:
-        """Apply a function to each row, as a dict.
-
-        Args:
-            fn: takes a row and returns one, with exactly the columns of ``schema``.
-            schema: what it returns, as in ``{"id": "int64", "label": str}``; cannot be left out.
-            on_error: what becomes of a row for which it raises, or returns what does not fit the schema: "fail" stops
-                the job; "dead_letter" puts the row aside in the store, with the error, and goes on.
-            name: names the operator.
-
-        >>> import millstream as ms
-        >>> s = ms.Job("j").read(ms.memory_source([{"a": 1}]))
-        >>> s.map(lambda row: {"b": row["a"] + 1}, schema={"b": "int64"}).columns
-        ['b']
-        """
-        return self._then(Map(fn, schema, on_error, self._time), self._time, name)
-
-    def flat_map(
-        self,
-        fn: Callable[[dict[str, Any]], Iterable[dict[str, Any]]],
-        *,
-        schema: Schema | None = None,
-        on_error: OnError = "fail",
-        name: str | None = None,
-    ) -> Stream:
-        """Replace each row (a dict) by any number of rows, returned or yielded; else as ``map``."""
-        return self._then(FlatMap(fn, schema, on_error, self._time), self._time, name)
 
     # -- several streams ---------------------------------------------------------------------------------------
 

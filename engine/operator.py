@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import enum
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
 
 import pyarrow as pa
 from millstream.engine.memory import bytes_by_part
 from millstream.engine.state import StateDelta, StateTable
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future
+
     from millstream.engine.expression import Expr
 
 MAIN = "main"
@@ -59,14 +61,40 @@ class Output(Protocol):
         ...
 
 
+class Calls(Protocol):
+    """Runs coroutines beside the operator's own thread."""
+
+    def start(self, make: Callable[[], Coroutine[Any, Any, Any]]) -> Future[Any]:
+        """Run the coroutine that ``make`` returns; cancelled when the generation ends."""
+        ...
+
+
+class _NoCalls:
+    """Stands where an operator is run without an engine."""
+
+    def start(self, make: Callable[[], Coroutine[Any, Any, Any]]) -> Future[Any]:
+        raise AssertionError(f"{make!r} cannot be called: the operator was opened without calls")
+
+
+def _wake_nobody() -> None:
+    """Whoever runs the operator looks at it all the time anyway."""
+
+
 @dataclass(frozen=True, slots=True)
 class OperatorContext:
-    """What a running operator may know of its place in the job."""
+    """What a running operator may know of its place in the job.
+
+    Attributes:
+        wake: says that ``is_ready()`` may have become true; called from any thread.
+        calls: runs coroutines, for operators that work aside.
+    """
 
     job: str
     operator: str
     subtask: int
     parallelism: int
+    wake: Callable[[], None] = _wake_nobody
+    calls: Calls = field(default_factory=_NoCalls)
 
 
 class ExchangeKind(enum.Enum):
@@ -98,9 +126,13 @@ class Operator(ABC):
 
     Attributes:
         uses_clock: whether it is told the processing time, see ``on_clock``; a class or ``__init__`` sets it.
+        works_aside: whether rows stay in hand while something outside is at work on them, and go out when that is
+            done: then ``is_full``, ``is_ready``, ``on_ready`` and ``held_watermark`` are asked. A barrier never waits
+            for such rows: they are state. The input's end does: no job finishes with rows in hand.
     """
 
     uses_clock: bool = False
+    works_aside: bool = False
 
     def open(self, context: OperatorContext) -> None:
         """Called once, before ``restore`` and the first batch."""
@@ -132,6 +164,31 @@ class Operator(ABC):
         the job was down is due at the first call. When the input has ended it is called with END_OF_TIME, right after
         ``on_watermark`` was: nobody will wait for the clock any more, so what is still to come happens now.
         """
+
+    def is_full(self) -> bool:
+        """Whether it has so many rows in hand that it should get no more input for now.
+
+        A batch that is on its way within the subtask still comes, and so must always be taken. Full ends by what goes
+        on outside and never by input, so that nobody waits for himself.
+        """
+        return False
+
+    def is_ready(self) -> bool:
+        """Whether ``on_ready`` has something to do; asked at every step, so it must be quick."""
+        return False
+
+    def on_ready(self, out: Output) -> None:
+        """Emit rows that are done, and take up others; called again as long as ``is_ready()``.
+
+        The engine then passes on the watermark as far as it goes. It is never called while an output has no room.
+        """
+
+    def held_watermark(self) -> int | None:
+        """The last watermark that came before the oldest row in hand; None if no row is in hand.
+
+        The engine passes on no later one, nor that the input is idle, nor its end.
+        """
+        return None
 
     def on_barrier(self, out: Output) -> None:
         """A barrier has come: emit what should not wait for the next epoch; ``snapshot`` follows at once."""

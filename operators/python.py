@@ -54,6 +54,11 @@ def check_function(fn: Callable[..., Any], caller: str, count: int, takes: str) 
         raise JobError(f"{caller} takes a function, got {fn!r}")
     if inspect.iscoroutinefunction(fn) or inspect.isasyncgenfunction(fn):
         raise JobError(f"{caller} takes a plain function; {function_place(fn)} is async")
+    check_arguments(fn, caller, count, takes)
+
+
+def check_arguments(fn: Callable[..., Any], caller: str, count: int, takes: str) -> None:
+    """Raise JobError unless a function can be called with ``count`` arguments; see ``check_function``."""
     try:
         signature = inspect.signature(fn)
     except (TypeError, ValueError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +16,9 @@ from millstream.engine.operator import Fault, Operator, Output
 from millstream.operators.code_version import code_version
 from millstream.operators.python import FunctionSpec, RowFunctionSpec, function_place, shown_schema
 from millstream.operators.python_rows import MOST_ROWS, BadRow, Row, RowCollector, rows_as_dicts, shown, shown_row
+
+if TYPE_CHECKING:
+    from millstream.engine.expression import Expr
 
 _T = TypeVar("_T")
 
@@ -35,17 +38,20 @@ class _FunctionOperator(Operator):
             return
         indices = sorted(faults)
         rows = batch.take(pa.array(indices, pa.int64()))
-        out.dead_letter(rows, [faults[index] for index in indices], times=self._times(rows), code=self._code)
-
-    def _times(self, rows: pa.RecordBatch) -> pa.Array | None:
-        if self._time is None:
-            return None
-        times = self._time.evaluate(rows)
-        utc = times.cast(pa.timestamp("us", getattr(times.type, "tz", None)), safe=False)
-        return utc.cast(pa.int64()).cast(pa.timestamp("us"))
+        times = times_of(self._time, rows)
+        out.dead_letter(rows, [faults[index] for index in indices], times=times, code=self._code)
 
 
-def _blames_rows(error: Exception) -> bool:
+def times_of(time: Expr | None, rows: pa.RecordBatch) -> pa.Array | None:
+    """Return the event times of rows that are put aside, timestamp[us]; None if they have none."""
+    if time is None:
+        return None
+    times = time.evaluate(rows)
+    utc = times.cast(pa.timestamp("us", getattr(times.type, "tz", None)), safe=False)
+    return utc.cast(pa.int64()).cast(pa.timestamp("us"))
+
+
+def blames_rows(error: Exception) -> bool:
     """Whether an error says that rows are bad: one of a disk or a server would come with any row."""
     return not isinstance(error, MillstreamError) or isinstance(error, DataError | UserCodeError)
 
@@ -76,7 +82,7 @@ def by_halves(
         try:
             done = attempt(batch.slice(start, end - start))
         except Exception as error:
-            if not _blames_rows(error):
+            if not blames_rows(error):
                 raise
             if end - start == 1:
                 refuse(start, error)
@@ -211,7 +217,7 @@ class _RowOperator(_FunctionOperator):
 
     def _refuse(self, error: Exception, batch: pa.RecordBatch, index: int, faults: dict[int, Fault]) -> None:
         """Note what is wrong with a row. Raises if rows are not put aside, or it is not the row that is wrong."""
-        if self._keeps and _blames_rows(error):
+        if self._keeps and blames_rows(error):
             faults[index] = _misused(str(error)) if isinstance(error, _Misuse) else _fault(error)
         elif isinstance(error, MillstreamError):
             raise error

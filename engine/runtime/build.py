@@ -13,7 +13,7 @@ from millstream.engine.errors import InternalError
 from millstream.engine.failpoints import hit
 from millstream.engine.graph import Node, Read, Write
 from millstream.engine.logs import log
-from millstream.engine.operator import FORWARD, ExchangeKind, Operator, OperatorContext, OperatorSpec
+from millstream.engine.operator import FORWARD, Calls, ExchangeKind, Operator, OperatorContext, OperatorSpec
 from millstream.engine.plan import Plan, Stage, StageInput
 from millstream.engine.runtime.chain import ChannelTarget, OperatorTarget, Ports, SinkTarget, Target
 from millstream.engine.runtime.channel import CAPACITY, Channel
@@ -55,6 +55,15 @@ class Running:
         """The subtasks that read splits."""
         return [s for s in self.subtasks if isinstance(s, SourceSubtask)]
 
+    @property
+    def works_aside(self) -> bool:
+        """Whether any operator has rows in hand while something outside is at work on them."""
+        return any(subtask.parts.works_aside for subtask in self.subtasks)
+
+    def drained(self) -> bool:
+        """Whether no row is in hand any more, nor will be."""
+        return all(subtask.parts.drained for subtask in self.subtasks)
+
     def close(self) -> None:
         """Let go of everything the generation holds."""
         for subtask in self.subtasks:
@@ -90,6 +99,7 @@ class Builder:
         replayed: Sequence[MarkedLetter],
         clock: Clock,
         acknowledge: Acknowledge,
+        calls: Calls,
         channel_capacity: int = CAPACITY,
         lasting: bool = True,
     ) -> None:
@@ -100,6 +110,7 @@ class Builder:
         self.replayed = replayed
         self._clock = clock
         self._acknowledge = acknowledge
+        self._calls = calls
         self._capacity = channel_capacity
         self._lasting = lasting
         self._channels: dict[tuple[int, int, int], list[Channel]] = {}  # (stage, input, subtask) -> from upstream
@@ -221,7 +232,9 @@ class Builder:
                 return target
             case OperatorSpec():
                 operator = node.body.build(self._plan.input_schemas(node))
-                operator.open(OperatorContext(self._plan.job, node.name, index, stage.parallelism))
+                operator.open(
+                    OperatorContext(self._plan.job, node.name, index, stage.parallelism, parts.wake, self._calls)
+                )
                 ports = self._ports(stage, index, node, parts, name)
                 made = OperatorTarget(node.id, node.name, node.label, operator, ports, index)
                 parts.operators.append(made)

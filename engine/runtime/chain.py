@@ -23,13 +23,18 @@ REPLAYING: Final = (
 
 @dataclass
 class Snapshot:
-    """What one subtask hands over at a barrier, gathered operator by operator."""
+    """What one subtask hands over at a barrier, gathered operator by operator.
+
+    Attributes:
+        behind_held: the operators behind one that may hold the watermark back, so that theirs are their own.
+    """
 
     deltas: list[NamedDelta] = field(default_factory=list)
     committables: list[tuple[str, Committable]] = field(default_factory=list)
     watermarks: dict[str, int] = field(default_factory=dict)
     memory: dict[str, Mapping[str, int]] = field(default_factory=dict)
     dead_letters: list[NodeLetters] = field(default_factory=list)
+    behind_held: set[str] = field(default_factory=set)
 
 
 class Target(Protocol):
@@ -117,7 +122,19 @@ class OperatorTarget:
         self.rows = 0
         self.clock: Clock | None = None
         self._now = START_OF_TIME
+        self._idle = False
+        self.passed = START_OF_TIME
         self.busy = False
+
+    @property
+    def full(self) -> bool:
+        """Whether the operator wants no more input for now."""
+        return self.operator.works_aside and self.operator.is_full()
+
+    @property
+    def drained(self) -> bool:
+        """Whether the input has ended and nothing is in hand any more."""
+        return not self.operator.works_aside or self.passed == END_OF_TIME
 
     def batch(self, batch: pa.RecordBatch) -> None:
         """Process a batch of the only input."""
@@ -126,6 +143,7 @@ class OperatorTarget:
     def batch_of(self, index: int, batch: pa.RecordBatch) -> None:
         """Process a batch of one of several inputs."""
         self.rows += batch.num_rows
+        self._idle = False
         self._tell_time()
         self._guard(lambda: self.operator.process_input(index, batch, self.ports))
 
@@ -149,18 +167,37 @@ class OperatorTarget:
         if time <= self.time:
             return
         self.time = time
+        self._idle = False
         self._tell_time()
         self._guard(lambda: self.operator.on_watermark(time, self.ports))
         if time == END_OF_TIME and self.clock is not None and self.operator.uses_clock:
             self._guard(lambda: self.operator.on_clock(END_OF_TIME, self.ports))
-        self.ports.watermark(time)
+        self._pass_on()
+
+    def _pass_on(self) -> None:
+        """Pass the watermark on, and idleness, as far as no row in hand came before them."""
+        held = self.operator.held_watermark() if self.operator.works_aside else None
+        time = self.time if held is None else min(held, self.time)
+        if time > self.passed:
+            self.passed = time
+            self.ports.watermark(time)
+        if self._idle and held is None:
+            self._idle = False
+            self.ports.idle()
 
     def wake_if_due(self) -> bool:
-        """Tell the operator the time if it is the one it waits for; return whether it was."""
+        """Let the operator go on if what it waits for has come: the time, or something outside; return whether."""
         if self.clock is None:
             return False
-        due = self.operator.next_due()
-        if due is None or due > self._read_clock(self.clock):
+        woken = self.operator.works_aside and self.operator.is_ready()
+        if woken:
+            self._guard(lambda: self.operator.on_ready(self.ports))
+            self._pass_on()
+        return self._wake_by_clock(self.clock) or woken
+
+    def _wake_by_clock(self, clock: Clock) -> bool:
+        due = self.operator.next_due() if self.operator.uses_clock else None
+        if due is None or due > self._read_clock(clock):
             return False
         self._guard(lambda: self.operator.on_clock(self._now, self.ports))
         return True
@@ -176,8 +213,9 @@ class OperatorTarget:
         return self._now
 
     def idle(self) -> None:
-        """Idleness concerns only those who merge inputs."""
-        self.ports.idle()
+        """Idleness concerns only those who merge inputs: they must not go on without the rows in hand."""
+        self._idle = True
+        self._pass_on()
 
     def barrier(self, barrier: Barrier, into: Snapshot) -> None:
         """Take the snapshot, then pass the barrier on."""
@@ -189,7 +227,10 @@ class OperatorTarget:
         into.dead_letters += [
             NodeLetters(self.id, self.name, self._subtask, dead) for dead in self.ports.take_dead_letters()
         ]
+        before = set(into.watermarks)
         self.ports.barrier(barrier, into)
+        if self.operator.works_aside:
+            into.behind_held |= into.watermarks.keys() - before
 
     def _guard(self, call: Callable[[], None]) -> None:
         """Name the operator in whatever goes wrong inside it, once."""

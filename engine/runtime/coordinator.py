@@ -106,6 +106,7 @@ class Coordinator:
         sources: Sequence[SourceSubtask],
         subtasks: Sequence[str],
         uneven: frozenset[str],
+        drained: Callable[[], bool],
         committers: Mapping[str, Committer],
         names: Mapping[str, str],
         generation: Generation,
@@ -121,6 +122,7 @@ class Coordinator:
         self._sources = tuple(sources)
         self._subtasks = frozenset(subtasks)
         self._uneven = uneven
+        self._drained = drained
         self._committers = dict(committers)
         self._generation = generation
         self._settings = settings
@@ -224,7 +226,7 @@ class Coordinator:
     def _next_kind(self) -> BarrierKind | None:
         if self._clock.monotonic() < self._not_before:
             return None
-        if all(source.exhausted for source in self._sources):
+        if all(source.exhausted for source in self._sources) and self._drained():
             return BarrierKind.FINAL
         if self._stop_requested or self._letters.exceeded:
             return BarrierKind.STOP
@@ -282,12 +284,14 @@ class Coordinator:
 
         Behind an exchange all its subtasks have had the same watermarks, unless an input was idle: the highest is
         the one up to which windows have fired. The subtasks of a source, or of a union of sources, each have their
-        own, and the splits will be dealt out anew: only the lowest holds for all of them.
+        own, and the splits will be dealt out anew: only the lowest holds for all of them. Behind an operator
+        with rows in hand it is the same.
         """
         times: dict[str, int] = {}
         for part in self._gathered:
-            agreed = min if part.subtask in self._uneven else max
             for id_, time in part.snapshot.watermarks.items():
+                own = part.subtask in self._uneven or id_ in part.snapshot.behind_held
+                agreed = min if own else max
                 times[id_] = agreed(time, times.get(id_, time))
         return {id_: time for id_, time in times.items() if time > START_OF_TIME}
 

@@ -16,6 +16,7 @@ from millstream.engine.errors import JobFailed, MillstreamError, StateMismatch
 from millstream.engine.failpoints import hit
 from millstream.engine.graph import Node, Write
 from millstream.engine.logs import log
+from millstream.engine.operator import Calls
 from millstream.engine.plan import Plan
 from millstream.engine.recovery import CommitAgain, Refuse, Resume, StartFresh, decide
 from millstream.engine.runtime.build import Builder, Running
@@ -43,6 +44,11 @@ class Scheduler(Protocol):
         """Where the store's work is done."""
         ...
 
+    @property
+    def calls(self) -> Calls:
+        """Where operators' coroutines run."""
+        ...
+
     def run(
         self, running: Running, coordinator: Coordinator, *, on_tick: Callable[[], None], stop_now: Callable[[], bool]
     ) -> BarrierKind | None:
@@ -54,7 +60,7 @@ class Scheduler(Protocol):
         ...
 
     def close(self) -> None:
-        """Let go of threads."""
+        """Let go of threads, and cancel calls."""
         ...
 
 
@@ -260,6 +266,7 @@ class _Run:
             replayed=replayed,
             clock=self._clock,
             acknowledge=acknowledged,
+            calls=scheduler.calls,
             channel_capacity=self._settings.channel_capacity,
             lasting=self._settings.store is not None,
         )
@@ -318,6 +325,7 @@ class _Run:
             sources=running.sources,
             subtasks=[s.name for s in running.subtasks],
             uneven=running.uneven,
+            drained=running.drained,
             committers=running.committers,
             names={id_: node.label for id_, node in self._plan.graph.nodes.items()},
             generation=generation,

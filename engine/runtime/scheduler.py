@@ -10,6 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from millstream.engine.element import BarrierKind
 from millstream.engine.errors import JobHangs
 from millstream.engine.runtime.build import Running
+from millstream.engine.runtime.calls import SimulatedCalls, ThreadCalls
 from millstream.engine.runtime.coordinator import Coordinator, Phase
 from millstream.engine.runtime.subtask import Progress, Subtask
 from millstream.engine.store.types import Manifest
@@ -65,6 +66,7 @@ class ThreadedScheduler:
 
     def __init__(self, workers: int) -> None:
         self._count = workers
+        self.calls = ThreadCalls()
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="millstream-store")
         self._failure: BaseException | None = None
         self._changed = threading.Event()
@@ -118,7 +120,8 @@ class ThreadedScheduler:
         self._changed.set()
 
     def close(self) -> None:
-        """Wait for the store's thread."""
+        """End the calls, and wait for the store's thread."""
+        self.calls.close()
         self._executor.shutdown(wait=True)
 
     def _start(self, running: Running) -> list[Worker]:
@@ -128,6 +131,8 @@ class ThreadedScheduler:
             workers.append(Worker(index, own, self._fail))
         for producer, consumer, channel in running.channels:
             channel.connect(workers[running.worker_of[producer]].wake, workers[running.worker_of[consumer]].wake)
+        for subtask in running.subtasks:
+            subtask.parts.connect(workers[running.worker_of[subtask.name]].wake)
         for worker in workers:
             worker.start()
         return workers
@@ -183,6 +188,7 @@ class SimulatedScheduler:
         self._clock = clock
         self._tick = tick
         self.executor = SimulatedExecutor()
+        self.calls = SimulatedCalls(self._random, clock)
         self.steps = 0
 
     def run(
@@ -191,6 +197,8 @@ class SimulatedScheduler:
         """Run until the coordinator has ended; return how, or None when told to stop at once."""
         actors: list[Callable[[], object]] = [s.step for s in running.subtasks]
         actors += [coordinator.step, self.executor.step]
+        if running.works_aside:
+            actors.append(self.calls.step)
         while coordinator.phase is not Phase.ENDED:
             if stop_now():
                 return None
@@ -204,4 +212,5 @@ class SimulatedScheduler:
         """Nobody sleeps here."""
 
     def close(self) -> None:
-        """Nothing is held."""
+        """End the calls."""
+        self.calls.close()

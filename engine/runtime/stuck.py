@@ -84,11 +84,15 @@ class _Look:
         if busy is not None:
             reason = f"it has been at one piece of work since, with the barrier of epoch {epoch} behind it"
             return Hold("barrier", self._busy_part(busy), self._stepping(busy), None, reason)
-        reason = f"it has yet to come to the barrier of epoch {epoch}"
+        label, reason = _bare(subtask), f"it has yet to come to the barrier of epoch {epoch}"
+        full = [part for part in subtask.parts.operators if part.full]
+        if full:
+            label = self._part(full[0], subtask)
+            reason += "; it has as many rows in hand as it may and waits for what is at work on them"
         if isinstance(subtask, ChannelSubtask):
             ahead = sum(len(subtask.inputs[index]) for index in subtask.missing_barriers)
             reason += f"; {ahead} elements are waiting before it"
-        return Hold("barrier", _bare(subtask), since, None, reason)
+        return Hold("barrier", label, since, None, reason)
 
     def _slowest(self, subtask: Subtask) -> Subtask:
         """Follow full channels to the consumer that everybody before it waits for."""
@@ -116,10 +120,12 @@ class _Look:
         """The innermost operator or sink at work in a subtask."""
         parts: list[OperatorTarget | SinkTarget] = [*subtask.parts.operators, *subtask.parts.sinks]
         busy = [part for part in parts if part.busy]
-        index = subtask.name.rpartition("[")[2].rstrip("]")
         order = list(self._running.plan.graph.nodes)
         busy.sort(key=lambda part: order.index(OperatorId(part.id)))
-        return f"{busy[-1].label}, subtask {index}" if busy else _bare(subtask)
+        return self._part(busy[-1], subtask) if busy else _bare(subtask)
+
+    def _part(self, part: OperatorTarget | SinkTarget, subtask: Subtask) -> str:
+        return f"{part.label}, subtask {subtask.name.rpartition('[')[2].rstrip(']')}"
 
     # --- the watermark ----------------------------------------------------------------------------------------
 
@@ -132,7 +138,12 @@ class _Look:
 
     def _holder(self, subtask: Subtask) -> Hold | None:
         """Go against the stream along the inputs with the lowest watermark."""
-        while isinstance(subtask, ChannelSubtask):
+        while True:
+            waiting = self._in_hand(subtask)
+            if waiting is not None:
+                return waiting
+            if not isinstance(subtask, ChannelSubtask):
+                break
             index = subtask.held_by
             if index is None:
                 return None
@@ -145,6 +156,14 @@ class _Look:
             subtask = producer
         assert isinstance(subtask, SourceSubtask)
         return self._split(subtask)
+
+    def _in_hand(self, subtask: Subtask) -> Hold | None:
+        """The operator, if any, that keeps a watermark that has come from going on."""
+        for part in subtask.parts.operators:
+            if part.passed < part.time:
+                reason = "a later one waits for the rows it has in hand, and they for what is at work on them outside"
+                return Hold("watermark", self._part(part, subtask), None, _known(part.passed), reason)
+        return None
 
     def _split(self, subtask: SourceSubtask) -> Hold | None:
         if subtask.watermark == END_OF_TIME:

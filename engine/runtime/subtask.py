@@ -26,7 +26,7 @@ class Progress(enum.Enum):
 
     MADE = "made"  # something was done: step again
     IDLE = "idle"  # no input is there
-    BLOCKED = "blocked"  # an output has no room
+    BLOCKED = "blocked"  # an output has no room, or an operator has its hands full
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,11 +50,37 @@ class Parts:
     sinks: list[SinkTarget] = field(default_factory=list)
     outputs: list[ChannelTarget] = field(default_factory=list)
     _waiting: list[OperatorTarget] = field(default_factory=list)
+    _aside: list[OperatorTarget] = field(default_factory=list)
+    _wake_worker: Callable[[], None] | None = None
 
     @property
     def blocked(self) -> bool:
-        """Whether any consumer has no room."""
+        """Whether any consumer has no room: then nothing may be emitted."""
         return any(output.full for output in self.outputs)
+
+    @property
+    def takes_no_input(self) -> bool:
+        """Whether any consumer has no room, or any operator its hands full."""
+        return self.blocked or any(operator.full for operator in self._aside)
+
+    @property
+    def drained(self) -> bool:
+        """Whether no operator will ever emit anything but by input."""
+        return all(operator.drained for operator in self._aside)
+
+    @property
+    def works_aside(self) -> bool:
+        """Whether any operator does."""
+        return bool(self._aside)
+
+    def connect(self, wake_worker: Callable[[], None]) -> None:
+        """Say how to wake the worker."""
+        self._wake_worker = wake_worker
+
+    def wake(self) -> None:
+        """Something has come for an operator from outside; called from any thread."""
+        if self._wake_worker is not None:
+            self._wake_worker()
 
     def close(self) -> None:
         """Close operators and writers."""
@@ -67,10 +93,11 @@ class Parts:
         """State and watermarks are back: from now on operators are told the time."""
         for operator in self.operators:
             operator.clock = clock
-        self._waiting = [operator for operator in self.operators if operator.operator.uses_clock]
+        self._aside = [operator for operator in self.operators if operator.operator.works_aside]
+        self._waiting = [t for t in self.operators if t.operator.uses_clock or t.operator.works_aside]
 
     def wake_due(self) -> bool:
-        """Tell the time to the operators that wait for it; return whether any did."""
+        """Let the operators go on that wait for the time or for something outside; return whether any did."""
         woken = [operator.wake_if_due() for operator in self._waiting]
         return any(woken)
 
@@ -144,7 +171,7 @@ class SourceSubtask(Subtask):
             return self._inject()
         if self._stopped or self.exhausted:
             return Progress.IDLE
-        if self.parts.blocked:
+        if self.parts.takes_no_input:
             return Progress.BLOCKED
         rows = self.reading.next()
         if rows is not None:
@@ -256,7 +283,7 @@ class ChannelSubtask(Subtask):
         return Alignment.READING if len(self._waiting_for) == len(self._inputs) else Alignment.ALIGNING
 
     def _step(self) -> Progress:
-        if self.parts.blocked:
+        if self.parts.takes_no_input:
             return Progress.BLOCKED
         for offset in range(len(self._inputs)):
             index = (self._turn + offset) % len(self._inputs)

@@ -1,0 +1,196 @@
+"""``map_async``: a function of the user's that waits for something outside, called for many rows at once."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import pyarrow as pa
+from millstream.engine.codes import plain_type
+from millstream.engine.errors import JobError, SchemaError
+from millstream.engine.expression_types import Schema, schema_of
+from millstream.engine.operator import MAIN, Operator, OperatorSpec
+from millstream.engine.state import DELETED, StateTable
+from millstream.engine.store.columns import storage_type
+from millstream.engine.time import Duration, micros
+from millstream.operators.python import OnError, check_arguments, function_name, function_place, shown_schema
+from millstream.operators.windowed import distinct_names
+
+if TYPE_CHECKING:
+    from millstream.engine.expression import Expr
+
+AsyncRowFunction = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
+
+NAMING: Final = ("epoch", "subtask", "number")
+"""What names a row in hand: the epoch and subtask that first wrote it down, and a number among those."""
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """How often to call again, and how long to wait before that; see ``retry``.
+
+    Attributes:
+        attempts: calls of a row altogether, 1 or more.
+        wait: microseconds before the second one.
+        factor: by which the wait grows each time.
+        longest: microseconds that no wait exceeds.
+        on: the exceptions after which to call again.
+    """
+
+    attempts: int
+    wait: int
+    factor: float
+    longest: int
+    on: tuple[type[Exception], ...]
+
+    def pause(self, failures: int, drawn: float) -> float:
+        """Return the seconds to wait after so many failures: of what is due, between a half and all.
+
+        Args:
+            drawn: from 0 to 1, for the jitter: rows that failed together should not come again together.
+
+        >>> rule = retry(5, wait="1s", factor=3, longest="5s")
+        >>> [rule.pause(failures, 1.0) for failures in (1, 2, 3)], rule.pause(1, 0.0)
+        ([1.0, 3.0, 5.0], 0.5)
+        """
+        due = min(self.wait * self.factor ** (failures - 1), self.longest)
+        return due / 1_000_000 * (0.5 + drawn / 2)
+
+
+def retry(
+    attempts: int = 3,
+    *,
+    wait: Duration = "200ms",
+    factor: float = 2.0,
+    longest: Duration = "30s",
+    on: type[Exception] | Sequence[type[Exception]] = Exception,
+) -> Retry:
+    """Say how often ``map_async`` calls its function for a row before it gives up.
+
+    Args:
+        attempts: calls altogether.
+        wait: before the second call; a random part of up to a half is taken off, so that rows that failed together
+            do not come again together.
+        factor: by which the wait grows with each further call.
+        longest: what it grows to at most.
+        on: the exceptions after which to call again, ``TimeoutError`` among them; any other is final.
+
+    Raises:
+        JobError: a number is out of range, or ``on`` is not made of exceptions.
+    """
+    on = (on,) if isinstance(on, type) else tuple(on)
+    if isinstance(attempts, bool) or not isinstance(attempts, int) or attempts < 1:
+        raise JobError(f"retry(): attempts must be a whole number from 1 on, got {attempts!r}")
+    if not 1 <= factor <= 1_000:
+        raise JobError(f"retry(): factor must be from 1 to 1000, got {factor!r}")
+    for kind in on:
+        if not (isinstance(kind, type) and issubclass(kind, Exception)):
+            raise JobError(f"retry(): on= takes exceptions, as in on=(OSError, TimeoutError), got {kind!r}")
+    return Retry(attempts, micros(wait), float(factor), micros(longest), on)
+
+
+NO_RETRY: Final = Retry(1, 0, 1.0, 0, ())
+
+
+class AsyncMap(OperatorSpec):
+    """Apply an asynchronous function to each row, to many rows at once.
+
+    Rows whose results have not gone out are state: after a crash the function is called for them again.
+
+    Args:
+        fn: ``async def``; takes a row as a dict and returns a dict with exactly the columns of the schema.
+        schema: of what it returns.
+        concurrency: rows of one subtask that are called at once, at most.
+        ordered: whether results go out in the order of their rows, or as they come.
+        timeout: for one call; None: any time.
+        retry: None: one call per row.
+        on_error: "dead_letter": rows whose last attempt fails are put aside.
+        time: the rows' event time, to be shown with those that were put aside.
+    """
+
+    def __init__(  # noqa: PLR0913 - each is a word of its own
+        self,
+        fn: AsyncRowFunction,
+        schema: Schema,
+        *,
+        concurrency: int = 100,
+        ordered: bool = True,
+        timeout: Duration | None = "30s",
+        retry: Retry | None = None,
+        on_error: OnError = "fail",
+        time: Expr | None = None,
+    ) -> None:
+        if on_error not in ("fail", "dead_letter"):
+            raise JobError(f"map_async(): on_error is 'fail' or 'dead_letter', got {on_error!r}")
+        if schema is None:
+            raise JobError("map_async() needs schema={...}: the columns that its function returns, and their types")
+        if isinstance(concurrency, bool) or not isinstance(concurrency, int) or concurrency < 1:
+            raise JobError(f"map_async(): concurrency must be a whole number from 1 on, got {concurrency!r}")
+        if retry is not None and not isinstance(retry, Retry):
+            raise JobError(f"map_async(): retry= takes ms.retry(...), as in retry=ms.retry(5), got {retry!r}")
+        self.timeout = None if timeout is None else micros(timeout)
+        if self.timeout == 0:
+            raise JobError("map_async(): timeout must be longer than 0; None is any time")
+        _check_function(fn)
+        self.fn = fn
+        self.schema = schema_of(schema)
+        self.concurrency = concurrency
+        self.ordered = ordered
+        self.retry = retry or NO_RETRY
+        self.on_error = on_error
+        self.time = time
+
+    @property
+    def kind(self) -> str:
+        """``map_async``."""
+        return "map_async"
+
+    def identity(self) -> str:
+        """The function's name, the schema it promises, and the order; how hard it tries is no matter of meaning."""
+        order = "" if self.ordered else ", unordered"
+        return f"map_async({function_name(self.fn)}, {shown_schema(self.schema)}{order})"
+
+    def describe(self) -> str:
+        """One line for the plan."""
+        return self.identity() + (", errors to dead letters" if self.on_error == "dead_letter" else "")
+
+    def output_schemas(self, inputs: Sequence[pa.Schema]) -> Mapping[str, pa.Schema]:
+        """Return the schema as promised. Raises SchemaError when state cannot hold a column of the input."""
+        for field in inputs[0]:
+            try:
+                storage_type(plain_type(field.type))
+            except SchemaError as error:
+                raise SchemaError(
+                    f"map_async() keeps the rows that are being worked on in state, and column {field.name!r} cannot "
+                    f"be: {error}; leave it out before, with drop({field.name!r})"
+                ) from None
+        return {MAIN: self.schema}
+
+    def state_tables(self, inputs: Sequence[pa.Schema]) -> tuple[StateTable, ...]:
+        """One row per row in hand: what names it, the watermark that came before it, its columns."""
+        names = distinct_names([*NAMING, "after", *inputs[0].names], {DELETED})
+        types = [pa.int64()] * 4 + [plain_type(field.type) for field in inputs[0]]
+        schema = pa.schema(list(zip(names, types, strict=True)))
+        # By the subtask that wrote them down: rows that were in order stay with one subtask, and so in order.
+        return (StateTable("in_hand", schema, NAMING, route_by=("subtask",)),)
+
+    def build(self, inputs: Sequence[pa.Schema]) -> Operator:
+        """Make one running copy."""
+        from millstream.operators.async_map_operator import AsyncMapOperator
+
+        (table,) = self.state_tables(inputs)
+        return AsyncMapOperator(self, table, inputs[0])
+
+
+def _check_function(fn: Callable[..., Any]) -> None:
+    if not callable(fn):
+        raise JobError(f"map_async() takes an async function, got {fn!r}")
+    bare = fn
+    while isinstance(bare, functools.partial):
+        bare = bare.func
+    if not (inspect.iscoroutinefunction(bare) or inspect.iscoroutinefunction(getattr(bare, "__call__", None))):  # noqa: B004 - not whether it can be called, but how
+        raise JobError(f"map_async() takes a function written with async def; {function_place(fn)} is not: use map()")
+    check_arguments(fn, "map_async()", 1, "one argument, a row as a dict")
