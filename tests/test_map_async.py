@@ -374,6 +374,42 @@ def test_a_wrong_result_names_the_row() -> None:
         simulated(wrong, ManualClock())
 
 
+def test_a_source_is_not_read_on_while_hands_are_full(tmp_path: Path) -> None:
+    async def never(row: dict[str, Any]) -> dict[str, Any]:
+        await asyncio.Event().wait()
+        return row
+
+    control, read, store = Control(), list[int](), tmp_path / "job.duckdb"
+    numbers = [pa.record_batch({"n": [n, n, n]}) for n in range(1_000)]
+    job = ms.Job("never")
+    stream = job.read(ms.memory_source(numbers, name="numbers"))
+    stream.map_async(never, schema={"n": "int64"}, concurrency=10, timeout=None).write(ms.memory_sink())
+
+    def enough(status: Any) -> bool:
+        read.append(status.rows_read["numbers"])
+        return bool(status.checkpoints.committed >= 5)
+
+    assert run_until(control, job, store, enough) == "stopped"
+    assert max(read) == 12
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_paths_that_part_and_meet_again_do_not_wait_for_each_other(seed: int, tmp_path: Path) -> None:
+    out = ms.memory_sink()
+
+    def make() -> ms.Job:
+        job = ms.Job("meet")
+        source = ms.memory_source([pa.record_batch({"n": [n]}) for n in range(80)], splits=2, name="numbers")
+        numbers = job.read(source)
+        slow = numbers.map_async(passed_on, schema={"n": "int64"}, concurrency=1)
+        merged = slow.union(numbers).with_columns(k=col("n") % 5).deduplicate("k", "n")
+        merged.duplicates.select("n").map_async(passed_on, schema={"n": "int64"}, concurrency=2).write(out)
+        return job
+
+    simulate(make, tmp_path / "store", seed)
+    assert sorted(row["n"] for row in out.rows()) == list(range(80))
+
+
 def run_until(control: Control, job: ms.Job, store: Path, until: Callable[[Any], bool]) -> str:
     def look(status: Any) -> None:
         if until(status):

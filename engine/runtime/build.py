@@ -62,7 +62,7 @@ class Running:
 
     def drained(self) -> bool:
         """Whether no row is in hand any more, nor will be."""
-        return all(subtask.parts.drained for subtask in self.subtasks)
+        return all(subtask.drained for subtask in self.subtasks)
 
     def close(self) -> None:
         """Let go of everything the generation holds."""

@@ -123,6 +123,7 @@ class OperatorTarget:
         self.clock: Clock | None = None
         self._now = START_OF_TIME
         self._idle = False
+        self._in_hand = False  # what held_watermark() said last, for other threads
         self.passed = START_OF_TIME
         self.busy = False
 
@@ -133,8 +134,8 @@ class OperatorTarget:
 
     @property
     def drained(self) -> bool:
-        """Whether the input has ended and nothing is in hand any more."""
-        return not self.operator.works_aside or self.passed == END_OF_TIME
+        """Whether the input has ended and nothing is in hand any more; may be asked from any thread."""
+        return not self.operator.works_aside or (self.passed == END_OF_TIME and not self._in_hand)
 
     def batch(self, batch: pa.RecordBatch) -> None:
         """Process a batch of the only input."""
@@ -146,6 +147,7 @@ class OperatorTarget:
         self._idle = False
         self._tell_time()
         self._guard(lambda: self.operator.process_input(index, batch, self.ports))
+        self._in_hand = self.operator.works_aside and self.operator.held_watermark() is not None
 
     def replay(self, batch: pa.RecordBatch, attempts: int) -> None:
         """Process dead letters again that were tried so often before."""
@@ -177,6 +179,7 @@ class OperatorTarget:
     def _pass_on(self) -> None:
         """Pass the watermark on, and idleness, as far as no row in hand came before them."""
         held = self.operator.held_watermark() if self.operator.works_aside else None
+        self._in_hand = held is not None
         time = self.time if held is None else min(held, self.time)
         if time > self.passed:
             self.passed = time

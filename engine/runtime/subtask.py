@@ -133,8 +133,14 @@ class Subtask(ABC):
     def _step_first(self) -> Progress:
         if self.parts.blocked:
             return Progress.BLOCKED
-        self._first.popleft()()
+        self._first[0]()
+        self._first.popleft()  # only now: until then the job has not drained
         return Progress.MADE
+
+    @property
+    def drained(self) -> bool:
+        """Whether nothing will come of it any more but by input; may be asked from any thread."""
+        return not self._first and self.parts.drained
 
     @property
     @abstractmethod
