@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from millstream.operators.aggregates import count, first, last, max, mean, min, sum
     from millstream.operators.async_map import retry
     from millstream.operators.collecting import collect, count_distinct
+    from millstream.operators.count_window import count_window
     from millstream.operators.match_expressions import prev
     from millstream.operators.over_functions import lag, lead, row_number
     from millstream.operators.paned_windows import cumulating, sliding
@@ -82,6 +83,7 @@ _HOMES = {
     "millstream.operators.aggregates": ("count", "first", "last", "max", "mean", "min", "sum"),
     "millstream.operators.async_map": ("retry",),
     "millstream.operators.collecting": ("collect", "count_distinct"),
+    "millstream.operators.count_window": ("count_window",),
     "millstream.operators.match_expressions": ("prev",),
     "millstream.operators.over_functions": ("lag", "lead", "row_number"),
     "millstream.operators.paned_windows": ("cumulating", "sliding"),
@@ -128,6 +130,7 @@ __all__ = [
     "collect",
     "count",
     "count_distinct",
+    "count_window",
     "csv",
     "cumulating",
     "files",

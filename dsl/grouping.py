@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 from types import NoneType
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, overload
 
 from millstream.engine.errors import JobError, SchemaError
 from millstream.engine.expression import Expr, col, lit
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from millstream.engine.expression_types import Schema
     from millstream.matching import MatchedStream
     from millstream.operators.aggregate_spec import AggregateSpec
+    from millstream.operators.count_window import CountWindow
     from millstream.operators.process import Code
     from millstream.operators.window_updates import Updates
     from millstream.operators.windows import ClockWindow, Window
@@ -37,6 +38,10 @@ class GroupedStream:
         self._time = time
         self._keys = keys
 
+    @overload
+    def window(self, window: CountWindow) -> CountedStream: ...
+
+    @overload
     def window(
         self,
         window: Window | ClockWindow,
@@ -44,11 +49,20 @@ class GroupedStream:
         lateness: Duration = 0,
         early: Duration | None = None,
         late: str = "wait",
-    ) -> WindowedStream:
-        """Cut time into windows.
+    ) -> WindowedStream: ...
+
+    def window(
+        self,
+        window: Window | ClockWindow | CountWindow,
+        *,
+        lateness: Duration = 0,
+        early: Duration | None = None,
+        late: str = "wait",
+    ) -> WindowedStream | CountedStream:
+        """Cut time into windows, or the rows of each key.
 
         Args:
-            window: ``ms.tumbling("1m")``, or one of ``sliding``, ``cumulating``, ``session``.
+            window: ``ms.tumbling("1m")``, or one of ``sliding``, ``cumulating``, ``session``, ``count_window``.
             lateness: how long after its end a window still takes rows. It fires only then, once, so that its
                 result is never taken back. Rows later still go to ``.late``.
             early: how often, in processing time, to show what windows come to so far: ``"5s"``; or ``"batch"``, after
@@ -59,10 +73,15 @@ class GroupedStream:
         Raises:
             JobError: the stream has no event time, and the windows are not of processing time.
         """
+        from millstream.operators.count_window import CountWindow
         from millstream.operators.window_updates import updates_of
         from millstream.operators.windows import ClockWindow, Window
 
         updates = updates_of(early, late)
+        if isinstance(window, CountWindow):
+            if updates is not None or micros(lateness):
+                raise JobError("lateness=, early= and late= are for windows of time, not for ms.count_window()")
+            return CountedStream(self._graph, self._edge, self._keys, window)
         if isinstance(window, ClockWindow):
             wait = micros(lateness)
             return WindowedStream(self._graph, self._edge, None, self._keys, window.window, wait, updates)
@@ -300,6 +319,34 @@ class GroupedStream:
             raise AttributeError(
                 f"group_by(...).{name}: go on with .agg(...), .top(3, by='price') or .window(ms.tumbling('1m'))"
             )
+
+
+class CountedStream:
+    """Rows by key, so many at a time, waiting to be reduced to a result."""
+
+    def __init__(self, graph: Graph, edge: Edge, keys: tuple[str, ...], window: CountWindow) -> None:
+        self._graph = graph
+        self._edge = edge
+        self._keys = keys
+        self._window = window
+
+    def agg(self, *misplaced: Any, name: str | None = None, **aggregates: Any) -> Stream:
+        """Reduce each window to one row: the keys, the aggregates; see ``ms.count_window``. It has no event time.
+
+        Args:
+            misplaced: nothing; aggregates need names.
+            name: names the operator.
+            aggregates: ``column=ms.sum("amount")``. ``first`` and ``last`` go by arrival.
+        """
+        from millstream.operators.count_window import CountWindowAggregate
+
+        spec = CountWindowAggregate(self._keys, self._window.rows, _aggregates(misplaced, name, aggregates))
+        return Stream(self._graph, Edge(self._graph.operator(spec, [self._edge], name).id), None)
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> NoReturn:
+            raise AttributeError(f"window(ms.count_window(...)).{name}: go on with .agg(orders=ms.count())")
 
 
 class WindowedStream:

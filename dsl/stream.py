@@ -22,7 +22,9 @@ from millstream.projecting import named_column, renamed_key, renamed_time
 
 if TYPE_CHECKING:
     from millstream.deduplicating import DeduplicatedStream
-    from millstream.grouping import GroupedStream, WindowedStream
+    from millstream.grouping import CountedStream, GroupedStream, WindowedStream
+    from millstream.operators.count_window import CountWindow
+    from millstream.operators.windows import ClockWindow, Window
     from millstream.ranking import Directions, OverStream, Ranks
 
 
@@ -334,14 +336,19 @@ class Stream(Joins, TakesFunctions):
 
         return GroupedStream(self._graph, self._edge, self._time, ()).agg(*misplaced, name=name, **aggregates)
 
-    def window(
-        self, window: Any, *, lateness: Any = 0, early: Duration | None = None, late: str = "wait"
-    ) -> WindowedStream:
-        """Cut time into windows, over all rows; see ``GroupedStream.window``."""
+    @overload
+    def window(self, window: CountWindow) -> CountedStream: ...
+
+    @overload
+    def window(self, window: Window | ClockWindow, **options: Any) -> WindowedStream: ...
+
+    def window(self, window: Any, **options: Any) -> WindowedStream | CountedStream:
+        """Cut time, or rows, into windows, over all rows; see ``GroupedStream.window``."""
         from millstream.grouping import GroupedStream
 
-        rows = GroupedStream(self._graph, self._edge, self._time, ())
-        return rows.window(window, lateness=lateness, early=early, late=late)
+        made: WindowedStream | CountedStream
+        made = GroupedStream(self._graph, self._edge, self._time, ()).window(window, **options)
+        return made
 
     # -- out ---------------------------------------------------------------------------------------------------
 

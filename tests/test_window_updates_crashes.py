@@ -1,4 +1,4 @@
-"""A real process, killed while windows show results that may change, and windows of the clock are open."""
+"""A real process, killed while windows that show changing results, of the clock and of so many rows are open."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ windows = users.window(ms.tumbling("2s"), early="50ms", late="correct", lateness
 counts = windows.agg(n=ms.count(), most=ms.max("n"))
 counts.changes().select("user", "window_start", "n", "most", "weight").write(ms.jsonl("counts", hold_bytes=0))
 users.window(ms.tumbling("40ms", time="processing")).agg(n=ms.count()).write(ms.jsonl("now", hold_bytes=0))
+users.window(ms.count_window(7)).agg(all=ms.collect("n")).write(ms.jsonl("sevens", hold_bytes=0))
 """
 """About a second's work."""
 
@@ -73,3 +74,9 @@ def test_a_process_killed_again_and_again(points: str, tmp_path: Path, monkeypat
     for row in lines(tmp_path / "now"):
         counted[row["user"]] += row["n"]
     assert counted == users
+
+    sevens = lines(tmp_path / "sevens")
+    assert sorted(n for row in sevens for n in row["all"]) == list(range(6_000))
+    assert all(n * n % 13 == int(row["user"][1:]) for row in sevens for n in row["all"])
+    parts = Counter(row["user"] for row in sevens if len(row["all"]) < 7)
+    assert parts == Counter(user for user, count in users.items() if count % 7)
