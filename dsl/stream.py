@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import pyarrow as pa
@@ -17,6 +17,7 @@ from millstream.engine.sink import Sink
 from millstream.engine.time import Duration
 from millstream.joins import Joins
 from millstream.operators.project import Filter, Project
+from millstream.operators.sample import sample_of
 from millstream.operators.union import Union
 from millstream.projecting import named_column, renamed_key, renamed_time
 
@@ -119,6 +120,28 @@ class Stream(Joins, TakesFunctions):
         if not isinstance(predicate, Expr):
             raise JobError(f"filter() takes an expression such as col('price') > 10, got {predicate!r}")
         return self._then(Filter(predicate), self._time)._keyed(self._key)
+
+    def sample(self, fraction: float, *, by: str | Sequence[str] | None = None, seed: int = 0) -> Stream:
+        """Keep a fraction of the rows, chosen by a hash of columns: the same ones every time, after a crash too.
+
+        Args:
+            fraction: of all values of these columns, those whose rows are kept: more than 0, at most 1.
+            by: the columns; rows equal in them are kept together or not at all. All columns if left out.
+            seed: another one chooses other rows. With the same one what a smaller fraction keeps a larger keeps too.
+
+        Raises:
+            JobError: the fraction or the seed makes no sense.
+            SchemaError: a column is unknown, or cannot be hashed (lists, structs).
+
+        >>> import millstream as ms
+        >>> job, out = ms.Job("j"), ms.memory_sink()
+        >>> visits = job.read(ms.memory_source([{"user": n % 3, "page": n} for n in range(9)]))
+        >>> visits.sample(0.5, by="user", seed=2).write(out)
+        >>> _ = job.run()
+        >>> sorted({row["user"] for row in out.rows()})
+        [1]
+        """
+        return self._then(sample_of(self.schema, fraction, by, seed), self._time)._keyed(self._key)
 
     # -- several streams ---------------------------------------------------------------------------------------
 
