@@ -13,6 +13,7 @@ from millstream.engine.expression import Expr, call, col, lit
 from millstream.engine.graph import Edge, Graph, Read, check_columns
 from millstream.engine.source import Source
 from millstream.engine.time import Duration, micros
+from millstream.operators.asof_join import ASOF_HOWS, AsOfJoin
 from millstream.operators.join import HOWS
 from millstream.operators.join_columns import JoinedColumn, check_keys, join_columns
 from millstream.operators.table_join import TABLE_HOWS, TableJoin
@@ -23,7 +24,7 @@ from millstream.stream import Stream
 if TYPE_CHECKING:
     from millstream.operators.windows import Window
 
-_HOWS: Final = {"join": HOWS, "join_table": TABLE_HOWS}
+_HOWS: Final = {"join": HOWS, "join_table": TABLE_HOWS, "join_asof": ASOF_HOWS}
 _MICROSECOND = dt.timedelta(microseconds=1)
 
 
@@ -168,17 +169,44 @@ class Joining:
         node = graph.operator(spec, [self.left._edge, self.right._edge], name)
         return Stream(graph, Edge(node.id), self.left._time)
 
+    # -- with what stood at that moment ------------------------------------------------------------------------
+
+    def as_of(self, tolerance: Duration | None, removed: Expr | str | None, name: str | None) -> JoinedStream:
+        """Add the operator of an as-of join; return what comes out of it."""
+        self._check()
+        left_time, right_time = self._times()
+        if isinstance(removed, str):
+            check_columns(self.right.schema, [removed], "join_asof(removed=...)")
+            removed = col(removed)
+        if removed is not None and not isinstance(removed, Expr):
+            raise JobError(f"join_asof(removed=...) takes a boolean column or a condition, got {removed!r}")
+        keys = self._keys()
+        spec = AsOfJoin(
+            left_keys=tuple(left for left, _ in keys),
+            right_keys=tuple(right for _, right in keys),
+            how=self.how,
+            columns=join_columns(self.left.schema, self.right.schema, keys, self.suffix, window=False),
+            left_time=left_time,
+            right_time=right_time,
+            tolerance=None if tolerance is None else micros(tolerance),
+            removed=removed,
+        )
+        graph = self.left._graph
+        node = graph.operator(spec, [self.left._edge, self.right._edge], name)
+        return JoinedStream(graph, Edge(node.id), left_time, (left_time, right_time))
+
     def _times(self) -> tuple[Expr, Expr]:
+        asked = "join(between=, window= or ttl=)" if self.what == "join" else f"{self.what}()"
+        instead = "leave these out to get a changelog, or " if self.what == "join" else ""
         for stream, side in ((self.left, "left"), (self.right, "right")):
             if stream.is_changelog:
                 raise JobError(
-                    f"join(between=, window= or ttl=): the {side} stream is a changelog, whose rows may be taken back, "
-                    "while what such a join puts out stands: leave these out to get a changelog, or put .changes() "
-                    "before it"
+                    f"{asked}: the {side} stream is a changelog, whose rows may be taken back, "
+                    f"while what such a join puts out stands: {instead}put .changes() before it"
                 )
             if stream._time is None:
                 raise JobError(
-                    f"join(between=, window= or ttl=): the {side} stream has no event time: name its column in "
+                    f"{asked}: the {side} stream has no event time: name its column in "
                     "job.read(..., event_time='at'), and keep that column in select(), drop() and map()"
                 )
         assert self.left._time is not None

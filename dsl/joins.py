@@ -125,3 +125,54 @@ class Joins:
 
         right = table_stream(self._stream, table)
         return Joining(self._stream, right, on, how, suffix, where, "join_table").table(name)
+
+    def join_asof(
+        self,
+        other: Stream,
+        *,
+        on: str | Sequence[str] | Mapping[str, str],
+        tolerance: Duration | None = None,
+        how: str = "inner",
+        removed: Expr | str | None = None,
+        suffix: str = "_right",
+        name: str | None = None,
+    ) -> JoinedStream:
+        """Bring each row together with the last row of its key as of its event time: the rate of that moment.
+
+        The right row is the latest that is not later; among those of one event time, the last to come. A row comes out
+        once the watermark has passed it, for only then that is known; nothing is taken back. Rows that come before the
+        watermark go to ``.late`` and ``.late_right``. Of the past one right row per key is kept.
+
+        Args:
+            other: the right stream, of the same job: prices, or versions of a table, valid from their event time.
+            on: the key: a column's name, several, or ``{"left_name": "right_name"}``. A null key equals nothing.
+            tolerance: how much earlier the right row may be; None: any time.
+            how: ``inner``: rows for which there is a right row; ``left``: all, with nulls where there is none.
+            removed: a boolean column of the right stream, or a condition: true of a row that says that from its time
+                on there is nothing under its key.
+            suffix: is put behind the names of right columns that the left stream has too; keys that have the same
+                name are there once.
+            name: names the operator.
+
+        Returns:
+            The columns of both, with the event time of the left stream.
+
+        Raises:
+            JobError: a stream has no event time, or is a changelog.
+            SchemaError: a column is unknown, keys are of different types, or a name is taken.
+
+        >>> import datetime as dt
+        >>> import millstream as ms
+        >>> at = lambda minute: dt.datetime(2026, 1, 1, 12, minute)
+        >>> job, out = ms.Job("j"), ms.memory_sink()
+        >>> prices = [{"of": "X", "price": 9.0, "at": at(0)}, {"of": "X", "price": 9.5, "at": at(4)}]
+        >>> quotes = job.read(ms.memory_source(prices, name="quotes"), event_time="at")
+        >>> trades = job.read(ms.memory_source([{"of": "X", "at": at(3)}, {"of": "X", "at": at(4)}]), event_time="at")
+        >>> trades.join_asof(quotes, on="of").select("price").write(out)
+        >>> _ = job.run()
+        >>> out.rows()
+        [{'price': 9.0}, {'price': 9.5}]
+        """
+        from millstream.joining import Joining
+
+        return Joining(self._stream, other, on, how, suffix, None, "join_asof").as_of(tolerance, removed, name)
