@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from millstream.connectors.blackhole import blackhole
+    from millstream.connectors.duckdb_table import duckdb_table
     from millstream.connectors.files_sink import csv, jsonl, parquet
     from millstream.connectors.files_source import files
     from millstream.connectors.generator import generator
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "millstream.connectors.blackhole": ("blackhole",),
     "millstream.connectors.files_sink": ("csv", "jsonl", "parquet"),
+    "millstream.connectors.duckdb_table": ("duckdb_table",),
     "millstream.connectors.files_source": ("files",),
     "millstream.connectors.generator": ("generator",),
     "millstream.connectors.memory": ("memory_sink", "memory_source"),
@@ -133,6 +135,7 @@ __all__ = [
     "count_window",
     "csv",
     "cumulating",
+    "duckdb_table",
     "files",
     "first",
     "generator",

@@ -97,14 +97,7 @@ class Joining:
             )
 
     def _keys(self) -> list[tuple[str, str]]:
-        if isinstance(self.on, Mapping):
-            keys = list(self.on.items())
-        else:
-            keys = [(key, key) for key in ([self.on] if isinstance(self.on, str) else self.on)]
-        if not keys:
-            raise JobError(
-                f"{self.what}(on=...) needs a column: on='id', on=['a', 'b'] or on={{'left_name': 'right_name'}}"
-            )
+        keys = key_pairs(self.on, self.what)
         check_columns(self.left.schema, [left for left, _ in keys], f"{self.what}(): the left stream")
         check_columns(self.right.schema, [right for _, right in keys], f"{self.what}(): the right stream")
         check_keys(keys, self.left.schema, self.right.schema)
@@ -261,6 +254,17 @@ class Joining:
         if types[0] != types[1]:
             left_time, right_time = left_time.cast(pa.timestamp("us")), right_time.cast(pa.timestamp("us"))
         return call("max_element_wise", left_time, right_time)
+
+
+def key_pairs(on: Any, what: str) -> list[tuple[str, str]]:
+    """Return the names of the key, left and right, as users write them; raises JobError if there are none."""
+    if isinstance(on, Mapping):
+        keys = list(on.items())
+    else:
+        keys = [(key, key) for key in ([on] if isinstance(on, str) else on)]
+    if not keys:
+        raise JobError(f"{what}(on=...) needs a column: on='id', on=['a', 'b'] or on={{'left_name': 'right_name'}}")
+    return keys
 
 
 def table_stream(left: Stream, table: Stream | Source) -> Stream:

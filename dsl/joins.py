@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, cast
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from millstream.engine.expression import Expr
+    from millstream.engine.expression_types import Schema
+    from millstream.engine.lookup import LookupTable
     from millstream.engine.source import Source
     from millstream.engine.time import Duration
     from millstream.joining import JoinedStream
+    from millstream.looking_up import LookedUpStream
     from millstream.operators.windows import Window
     from millstream.stream import Stream
 
@@ -176,3 +180,63 @@ class Joins:
         from millstream.joining import Joining
 
         return Joining(self._stream, other, on, how, suffix, None, "join_asof").as_of(tolerance, removed, name)
+
+    def lookup(  # noqa: PLR0913  each is a word of its own
+        self,
+        table: LookupTable | Callable[[pa.RecordBatch], Any],
+        *,
+        on: str | Sequence[str] | Mapping[str, str],
+        schema: Schema | None = None,
+        how: str = "inner",
+        batch: int = 10_000,
+        cache: Duration | None = None,
+        cache_keys: int = 100_000,
+        on_error: Literal["fail", "port"] = "fail",
+        suffix: str = "_right",
+        name: str | None = None,
+    ) -> LookedUpStream:
+        """Bring each row together with the rows that something outside has for its key at this moment.
+
+        A service or database is asked for the distinct keys of a batch at once. What it answers is not part of the
+        checkpoint: rows that are processed again after a crash are looked up again, and may then get another answer.
+        Each row still has its effect exactly once, with one of the answers.
+
+        Args:
+            table: ``ms.duckdb_table("ref.duckdb", "customers")``, or a function that takes distinct keys as a
+                ``pa.RecordBatch`` and returns a ``pa.Table`` of the key and the columns of ``schema``, with any number
+                of rows for each key. It may be called from several threads at once.
+            on: the key: a column's name, several, or ``{"name": "name_in_the_table"}``. A null key is not asked for.
+            schema: of what a function returns; the key may be left out.
+            how: ``inner``: rows for which there is something; ``left``: all, with nulls where there is nothing.
+            batch: the most keys to ask for at once.
+            cache: for how long an answer is used again, also that there is nothing; None: not beyond the batch.
+            cache_keys: how many keys each subtask remembers at most; those used last stay.
+            on_error: ``fail``: the job fails and goes on from its last checkpoint, as often as it may; ``port``: rows
+                whose lookup raised go to ``.failed``, with the reason in a column ``error``.
+            suffix: is put behind the names of the table's columns that the stream has too.
+            name: names the operator.
+
+        Returns:
+            The columns of both, with the event time of the stream.
+
+        Raises:
+            JobError: what is asked for does not go together.
+            SchemaError: a column is unknown, keys are of different types, or a name is taken.
+
+        >>> import millstream as ms
+        >>> import pyarrow as pa
+        >>> def squares(keys):
+        ...     numbers = keys["n"].to_pylist()
+        ...     return pa.table({"n": numbers, "square": [n * n for n in numbers]})
+        >>> job, out = ms.Job("j"), ms.memory_sink()
+        >>> rows = job.read(ms.memory_source([{"n": 2}, {"n": 3}, {"n": 2}]))
+        >>> rows.lookup(squares, on="n", schema={"square": int}, cache="10m").write(out)
+        >>> _ = job.run()
+        >>> [row["square"] for row in out.rows()]
+        [4, 9, 4]
+        """
+        from millstream.looking_up import LookingUp
+
+        return LookingUp(self._stream, table, on, schema).stream(
+            how=how, batch=batch, cache=cache, cache_keys=cache_keys, on_error=on_error, suffix=suffix, name=name
+        )
