@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from millstream.engine.source import Source
     from millstream.engine.time import Duration
     from millstream.joining import JoinedStream
-    from millstream.looking_up import LookedUpStream
     from millstream.operators.windows import Window
     from millstream.stream import Stream
 
@@ -191,10 +190,10 @@ class Joins:
         batch: int = 10_000,
         cache: Duration | None = None,
         cache_keys: int = 100_000,
-        on_error: Literal["fail", "port"] = "fail",
+        on_error: Literal["fail", "dead_letter"] = "fail",
         suffix: str = "_right",
         name: str | None = None,
-    ) -> LookedUpStream:
+    ) -> Stream:
         """Bring each row together with the rows that something outside has for its key at this moment.
 
         A service or database is asked for the distinct keys of a batch at once. What it answers is not part of the
@@ -211,8 +210,9 @@ class Joins:
             batch: the most keys to ask for at once.
             cache: for how long an answer is used again, also that there is nothing; None: not beyond the batch.
             cache_keys: how many keys each subtask remembers at most; those used last stay.
-            on_error: ``fail``: the job fails and goes on from its last checkpoint, as often as it may; ``port``: rows
-                whose lookup raised go to ``.failed``, with the reason in a column ``error``.
+            on_error: "fail": the job fails and goes on from its last checkpoint, as often as it may; "dead_letter": the
+                keys are asked for again by halves, and the rows of those for which that raises are put aside whole, to
+                be replayed later. An error of a server, ``ms.ExternalError``, fails the job all the same.
             suffix: is put behind the names of the table's columns that the stream has too.
             name: names the operator.
 

@@ -15,21 +15,9 @@ from millstream.engine.lookup import LookupTable
 from millstream.engine.time import Duration, micros
 from millstream.joining import key_pairs
 from millstream.operators.join_columns import check_keys, join_columns
-from millstream.operators.lookup import FAILED, FunctionTable, Lookup
+from millstream.operators.lookup import FunctionTable, Lookup
 from millstream.operators.python import check_function
 from millstream.stream import Stream
-
-
-class LookedUpStream(Stream):
-    """The rows with what was found for them, and beside it those whose lookup failed."""
-
-    @property
-    def failed(self) -> Stream:
-        """The rows whose lookup failed, as they came, with the reason in the column ``error``.
-
-        There are such rows only with ``on_error="port"``.
-        """
-        return Stream(self._graph, Edge(self._edge.node, FAILED), None)
 
 
 @dataclass(frozen=True)
@@ -51,10 +39,10 @@ class LookingUp:
         on_error: str,
         suffix: str,
         name: str | None,
-    ) -> LookedUpStream:
+    ) -> Stream:
         """Add the operator to the graph; return what comes out of it."""
-        if on_error not in {"fail", "port"}:
-            raise JobError(f"lookup(on_error={on_error!r}): it is 'fail' or 'port'")
+        if on_error not in {"fail", "dead_letter"}:
+            raise JobError(f"lookup(): on_error is 'fail' or 'dead_letter', got {on_error!r}")
         keys = key_pairs(self.on, "lookup")
         left = self.left.schema
         check_columns(left, [key for key, _ in keys], "lookup()")
@@ -70,10 +58,11 @@ class LookingUp:
             most_keys=batch,
             remember=0 if cache is None else micros(cache),
             cache_keys=cache_keys,
-            tolerant=on_error == "port",
+            keeps=on_error == "dead_letter",
+            time=self.left._time,
         )
         node = self.left._graph.operator(spec, [self.left._edge], name)
-        return LookedUpStream(self.left._graph, Edge(node.id), self.left._time)
+        return Stream(self.left._graph, Edge(node.id), self.left._time)
 
     def _table(self, keys: list[tuple[str, str]]) -> LookupTable:
         if isinstance(self.table, LookupTable):

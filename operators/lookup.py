@@ -8,21 +8,17 @@ from typing import Any, Final
 
 import pyarrow as pa
 from millstream.engine.errors import JobError, UserCodeError
+from millstream.engine.expression import Expr
 from millstream.engine.lookup import LookupTable
 from millstream.engine.operator import FORWARD, MAIN, Exchange, Operator
 from millstream.engine.time import show_duration
 from millstream.operators.join import Join
 from millstream.operators.join_columns import joined_schema
-from millstream.operators.python import function_name, function_place, shown
+from millstream.operators.python import function_name, function_place
+from millstream.operators.python_rows import shown
 
 LOOKUP_HOWS: Final = ("inner", "left")
 """What can be asked of a lookup."""
-
-FAILED: Final = "failed"
-"""The port of rows whose lookup failed, as they came, with the error in their last column."""
-
-ERROR: Final = "error"
-"""That column."""
 
 
 @dataclass(frozen=True)
@@ -70,14 +66,16 @@ class Lookup(Join):
         most_keys: how many keys the table is asked for at once.
         remember: how long an answer may be used, microseconds of processing time; 0: for the batch.
         cache_keys: how many keys a subtask remembers; those used last stay.
-        tolerant: rows whose lookup fails go to the port ``failed`` instead of failing the job.
+        keeps: rows whose lookup fails are put aside as dead letters instead of failing the job.
+        time: the rows' event time, to be shown with those that were put aside.
     """
 
     table: LookupTable
     most_keys: int = 10_000
     remember: int = 0
     cache_keys: int = 100_000
-    tolerant: bool = False
+    keeps: bool = False
+    time: Expr | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -99,7 +97,8 @@ class Lookup(Join):
     def describe(self) -> str:
         """One line for the plan."""
         kept = f", remembered for {show_duration(self.remember)}" if self.remember else ""
-        return f"{self.how} lookup by {self.on()} in {self.table.identity()}{kept}"
+        aside = ", errors to dead letters" if self.keeps else ""
+        return f"{self.how} lookup by {self.on()} in {self.table.identity()}{kept}{aside}"
 
     def exchange_of(self, index: int) -> Exchange:
         """Rows stay where they are."""
@@ -107,34 +106,17 @@ class Lookup(Join):
         return FORWARD
 
     def output_schemas(self, inputs: Sequence[pa.Schema]) -> Mapping[str, pa.Schema]:
-        """The joined rows, and those whose lookup failed. Raises SchemaError when the input does not fit."""
+        """The joined rows. Raises SchemaError when the input does not fit."""
         (left,) = inputs
         self.check_inputs([left, self.table.schema])
-        failed = pa.schema([field for field in left if field.name in self.failed_columns(left)])
-        return {
-            MAIN: joined_schema(self.output_columns, left, self.table.schema),
-            FAILED: failed.append(pa.field(_error_name(left), pa.string())),
-        }
-
-    def failed_columns(self, left: pa.Schema) -> list[str]:
-        """The columns that are wanted of rows whose lookup failed."""
-        wanted = None if self.keep is None else self.keep.get(FAILED, frozenset())
-        return [name for name in left.names if wanted is None or name in wanted]
+        return {MAIN: joined_schema(self.output_columns, left, self.table.schema)}
 
     def columns_needed(self, wanted: Mapping[str, frozenset[str]], inputs: Sequence[pa.Schema]) -> list[frozenset[str]]:
-        """The key, what is put out, and what is wanted of rows whose lookup failed."""
-        failed = wanted.get(FAILED, frozenset()) & frozenset(inputs[0].names)
-        return [self.pruned(wanted)._kept_names(0) | failed]
+        """The key and what is put out; rows that are put aside are so with all columns."""
+        return [frozenset(inputs[0].names) if self.keeps else self.pruned(wanted)._kept_names(0)]
 
     def build(self, inputs: Sequence[pa.Schema]) -> Operator:
         """Make one running copy."""
         from millstream.operators.lookup_operator import LookupOperator
 
         return LookupOperator(self, inputs[0])
-
-
-def _error_name(left: pa.Schema) -> str:
-    name = ERROR
-    while name in left.names:
-        name += "_"
-    return name

@@ -10,11 +10,13 @@ import pyarrow as pa
 from millstream.engine.codes import Bools, Ints, plain, validity
 from millstream.engine.errors import MillstreamError, UserCodeError
 from millstream.engine.key_index import KeyIndex
-from millstream.engine.operator import Operator, Output
+from millstream.engine.operator import Fault, Operator, Output
 from millstream.engine.time import START_OF_TIME
 from millstream.operators.cells import resized
+from millstream.operators.code_version import code_version
 from millstream.operators.join_output import JoinOutput, Met
-from millstream.operators.lookup import FAILED
+from millstream.operators.lookup import FunctionTable
+from millstream.operators.python_operator import by_halves, fault_of, times_of
 from millstream.operators.row_buffer import RowBuffer
 
 if TYPE_CHECKING:
@@ -29,12 +31,11 @@ class LookupOperator(Operator):
     def __init__(self, spec: Lookup, left: pa.Schema) -> None:
         self._spec = spec
         self._kept = spec.kept(0, left)
-        self._failed_columns = spec.failed_columns(left)
-        self._failed_schema = spec.output_schemas([left])[FAILED]
+        self._code = code_version(spec.table.fn) if spec.keeps and isinstance(spec.table, FunctionTable) else ""
         self._output = JoinOutput(spec, [left, spec.table.schema])
         self._answers = _Answers(spec)
         self._now = 0
-        self._null_keys = self._failed = self._asked = 0
+        self._null_keys = self._asked = 0
 
     def on_clock(self, now: int, out: Output) -> None:
         """Answers grow old."""
@@ -46,9 +47,9 @@ class LookupOperator(Operator):
         names = self._kept.names
         rows = pa.RecordBatch.from_arrays([plain(batch.column(name)) for name in names], schema=self._kept)
         slots = self._slots(rows)
-        failures = self._ask(np.unique(slots[slots >= 0]))
-        if failures:
-            lost = self._put_out_failed(batch, slots, failures, out)
+        faults = self._ask(np.unique(slots[slots >= 0]))
+        if faults:
+            lost = self._put_aside(batch, slots, faults, out)
             rows, slots = rows.filter(pa.array(~lost)), slots[~lost]
         matched = np.zeros(len(slots), np.bool_)
         for own, ids in self._answers.buffer.matches(slots):
@@ -74,41 +75,51 @@ class LookupOperator(Operator):
         slots[known] = self._answers.slots(keys if known.all() else [key.filter(chosen) for key in keys])
         return slots
 
-    def _ask(self, slots: Ints) -> list[tuple[Ints, str]]:
-        """Ask for what is not known of these keys; return those for which that failed, and why."""
-        failures = []
+    def _ask(self, slots: Ints) -> dict[int, Fault]:
+        """Ask for what is not known of these keys; return why that failed, by slot, if such rows are put aside."""
+        faults: dict[int, Fault] = {}
         due = self._answers.unknown(slots, self._now - self._spec.remember)
+        self._asked += len(due)
         for first in range(0, len(due), self._spec.most_keys):
             some = due[first : first + self._spec.most_keys]
-            self._asked += len(some)
-            try:
-                self._answers.fetch(some, self._now)
-            except Exception as error:
-                if not self._spec.tolerant:
-                    if isinstance(error, MillstreamError):
-                        raise
-                    raise UserCodeError(
-                        f"{self._spec.table.name} raised {type(error).__name__}: {error}; asked for {len(some)} keys"
-                    ) from error
-                failures.append((some, f"{type(error).__name__}: {error}"))
-        return failures
+            if self._spec.keeps:
+                self._ask_by_halves(some, faults)
+            else:
+                self._ask_all(some)
+        return faults
 
-    def _put_out_failed(
-        self, batch: pa.RecordBatch, slots: Ints, failures: list[tuple[Ints, str]], out: Output
-    ) -> Bools:
-        lost = np.zeros(len(slots), np.bool_)
-        for some, reason in failures:
-            mask = np.isin(slots, some)
-            rows = batch.select(self._failed_columns).filter(pa.array(mask))
-            columns = [*rows.columns, pa.repeat(pa.scalar(reason), int(mask.sum()))]
-            out.emit(pa.RecordBatch.from_arrays(columns, schema=self._failed_schema), FAILED)
-            lost |= mask
-        self._failed += int(lost.sum())
+    def _ask_all(self, slots: Ints) -> None:
+        try:
+            self._answers.fetch(slots, self._now)
+        except MillstreamError:
+            raise
+        except Exception as error:
+            raise UserCodeError(
+                f"{self._spec.table.name} raised {type(error).__name__}: {error}; asked for {len(slots)} keys"
+            ) from error
+
+    def _ask_by_halves(self, slots: Ints, faults: dict[int, Fault]) -> None:
+        """One bad key must not take the others with it."""
+
+        def refuse(index: int, error: Exception) -> None:
+            faults[int(slots[index])] = fault_of(error)
+
+        def attempt(part: pa.RecordBatch) -> None:
+            self._answers.fetch(part.column(0).to_numpy(), self._now)
+
+        for _ in by_halves(pa.record_batch({"slot": slots}), attempt, refuse):
+            pass
+
+    def _put_aside(self, batch: pa.RecordBatch, slots: Ints, faults: Mapping[int, Fault], out: Output) -> Bools:
+        lost: Bools = np.isin(slots, list(faults))
+        rows = batch.filter(pa.array(lost))
+        reasons = [faults[slot] for slot in slots[lost].tolist()]
+        out.dead_letter(rows, reasons, times=times_of(self._spec.time, rows), code=self._code)
         return lost
 
     def counters(self) -> Mapping[str, int]:
         """As ``Operator.counters``."""
-        return {"null_key_rows": self._null_keys, "failed_rows": self._failed, "keys_asked_for": self._asked}
+        return {"null_key_rows": self._null_keys, "keys_asked_for": self._asked}
 
 
 class _Answers:

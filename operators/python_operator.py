@@ -12,6 +12,7 @@ import pyarrow as pa
 from millstream.engine.changelog import is_changelog, unweighted, weighted, weights_of
 from millstream.engine.codes import Ints
 from millstream.engine.errors import DataError, MillstreamError, UserCodeError
+from millstream.engine.expression import Expr
 from millstream.engine.operator import Fault, Operator, Output
 from millstream.operators.code_version import code_version
 from millstream.operators.python import FunctionSpec, RowFunctionSpec, function_place, shown_schema
@@ -56,7 +57,8 @@ def blames_rows(error: Exception) -> bool:
     return not isinstance(error, MillstreamError) or isinstance(error, DataError | UserCodeError)
 
 
-def _fault(error: Exception) -> Fault:
+def fault_of(error: Exception) -> Fault:
+    """Return what a dead letter says of an error."""
     return Fault(type(error).__name__, str(error))
 
 
@@ -108,7 +110,7 @@ class MapBatchesOperator(_FunctionOperator):
         faults: dict[int, Fault] = {}
 
         def refuse(index: int, error: Exception) -> None:
-            faults[index] = _fault(error)
+            faults[index] = fault_of(error)
 
         for _, parts in by_halves(batch, lambda part: list(self._batches(self._fn(part))), refuse):
             for part in parts:
@@ -210,7 +212,7 @@ class _RowOperator(_FunctionOperator):
             return
 
         def refuse(index: int, error: Exception) -> None:
-            faults[index] = _fault(error)
+            faults[index] = fault_of(error)
 
         for start, rows in by_halves(batch, self._rows, refuse):
             yield from enumerate(rows, start)
@@ -218,7 +220,7 @@ class _RowOperator(_FunctionOperator):
     def _refuse(self, error: Exception, batch: pa.RecordBatch, index: int, faults: dict[int, Fault]) -> None:
         """Note what is wrong with a row. Raises if rows are not put aside, or it is not the row that is wrong."""
         if self._keeps and blames_rows(error):
-            faults[index] = _misused(str(error)) if isinstance(error, _Misuse) else _fault(error)
+            faults[index] = _misused(str(error)) if isinstance(error, _Misuse) else fault_of(error)
         elif isinstance(error, MillstreamError):
             raise error
         elif isinstance(error, _Misuse):

@@ -18,6 +18,7 @@ from millstream.engine.errors import JobError, SchemaError, UserCodeError
 from millstream.engine.lookup import LookupTable
 from millstream.engine.operator import OperatorSpec
 from millstream.testing import On, Tick, check_operator, simulate
+from millstream.testing.operators import DEAD_LETTERS
 
 ANSWER = pa.schema({"k": pa.int64(), "s": pa.string(), "name": pa.string()})
 
@@ -112,13 +113,14 @@ def failing(keys: pa.RecordBatch) -> pa.Table:
     return Remembering()(keys)
 
 
-def test_rows_whose_lookup_fails_have_a_port_or_fail_the_job() -> None:
-    options = {"on": "k", "schema": {"name": str}, "how": "left", "batch": 1}
+def test_rows_whose_lookup_fails_are_dead_letters_or_fail_the_job() -> None:
+    options = {"on": "k", "schema": {"name": str}, "how": "left"}
     rows = keys((1, "a"), (2, "b"), (3, "c"), (2, "d"))
-    got = check_operator(spec_of(failing, KEYS, on_error="port", **options), [rows])
+    got = check_operator(spec_of(failing, KEYS, on_error="dead_letter", **options), [rows])
     assert Counter(row["name"] for row in got["main"]) == Counter(["1 0", "1 1", None])
-    assert [(row["s"], row["error"]) for row in got["failed"]] == [(s, "TimeoutError: no answer") for s in "bd"]
-    with pytest.raises(UserCodeError, match=r"failing \(.*raised TimeoutError: no answer; asked for 1 keys"):
+    letters = [(letter["row"]["s"], letter["error_type"], letter["error"]) for letter in got[DEAD_LETTERS]]
+    assert letters == [(s, "TimeoutError", "no answer") for s in "bd"]
+    with pytest.raises(UserCodeError, match=r"failing \(.*raised TimeoutError: no answer; asked for 3 keys"):
         run(spec_of(failing, KEYS, **options), rows)
 
 
@@ -144,7 +146,7 @@ def test_a_table_of_a_duckdb_file_may_change_while_the_job_runs(tmp_path: Path) 
             timestamptz '2026-01-01 00:00:00+00' as since, 'b'::enum('a', 'b') as letter"""
         )
     whole = spec_of(ms.duckdb_table(file, "the names"), KEYS, on={"k": "key"}, how="left")
-    spec = whole.pruned({"main": frozenset({"k", "s", "key", "name", "more"}), "failed": frozenset()})
+    spec = whole.pruned({"main": frozenset({"k", "s", "key", "name", "more"})})
     assert run(spec, keys((1, "a"), (2, "b"))) == {
         "main [1, 'a', 1, 'ann', [1]]": 1,
         "main [2, 'b', None, None, None]": 1,
@@ -165,7 +167,7 @@ def test_what_cannot_be_looked_up_is_refused(tmp_path: Path) -> None:
         spec_of(failing, on="k", schema={"name": str}, how="full")
     with pytest.raises(JobError, match=r"lookup\(batch=0\) takes a number of keys, at least 1"):
         spec_of(failing, on="k", schema={"name": str}, batch=0)
-    with pytest.raises(JobError, match=r"lookup\(on_error='skip'\): it is 'fail' or 'port'"):
+    with pytest.raises(JobError, match=r"lookup\(\): on_error is 'fail' or 'dead_letter', got 'skip'"):
         spec_of(failing, on="k", schema={"name": str}, on_error="skip")
     with pytest.raises(JobError, match=r"duckdb_table\(.*Name a DuckDB file that is there"):
         ms.duckdb_table(tmp_path / "none.duckdb", "t")
