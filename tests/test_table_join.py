@@ -15,8 +15,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from join_kit import PAIR, SCHEMAS, WHERES, Streams, bag, streams, where_of
 from millstream import col
+from millstream.engine.element import Barrier, Epoch, Watermark
 from millstream.engine.errors import JobError, SchemaError
 from millstream.engine.operator import OperatorSpec
+from millstream.engine.runtime.chain import OperatorTarget, Ports
+from millstream.engine.runtime.channel import Channel
+from millstream.engine.runtime.subtask import ChannelSubtask, Parts, Progress
+from millstream.engine.time import END_OF_TIME, START_OF_TIME
 from millstream.operators.table_join import TABLE_HOWS
 from millstream.testing import Ended, check_operator, simulate
 from nursery import Nursery, Start
@@ -151,6 +156,40 @@ def test_a_source_that_would_wait_for_its_own_end_is_refused() -> None:
     two.join_table(one, on="k").write(ms.blackhole("other"))
     with pytest.raises(JobError, match=r"source '(one|two)' waits for '(one|two)' waits for"):
         job.plan()
+
+
+def test_until_the_table_has_ended_rows_are_read_only_up_to_a_barrier_that_waits_for_them() -> None:
+    left, right = pa.schema({"k": pa.int64()}), pa.schema({"k": pa.int64(), "name": pa.string()})
+    job = ms.Job("j")
+    rows, names = (job.read(ms.memory_source(s.empty_table(), name=str(s))) for s in (left, right))
+    spec = job.graph.nodes[rows.join_table(names, on="k")._edge.node].body
+    assert isinstance(spec, OperatorSpec)
+    ports, done = Ports({}), []
+    target = OperatorTarget("o", "o", "o", spec.build([left, right]), ports, 0)
+    stream, table = Channel(), Channel()
+    subtask = ChannelSubtask("o[0]", Parts([target]), done.append, [(0, stream), (1, table)], target, frozenset([1]))
+
+    def step() -> None:
+        while subtask.step() is Progress.MADE:
+            pass
+
+    for k in (1, 2):
+        stream.put(pa.record_batch({"k": [k]}, left))
+    stream.put(Watermark(5))
+    table.put(pa.record_batch([pa.array([1, 2]), pa.array(["a", "b"])], schema=right))
+    step()
+    assert (len(stream), len(table)) == (3, 0), "rows were read before the table had ended, and for no barrier"
+    table.put(Barrier(Epoch(1)))
+    stream.put(Barrier(Epoch(1)))
+    stream.put(pa.record_batch({"k": [1]}, left))
+    step()
+    assert len(done) == 1, "the barrier waits for the end of the table"
+    deltas = {named.table: named.delta.rows.num_rows for named in done[0].snapshot.deltas}
+    assert (len(stream), deltas) == (1, {"early": 2, "table": 2})
+    assert (ports.rows, target.time) == (0, START_OF_TIME), "time has passed rows that wait"
+    table.put(Watermark(END_OF_TIME))
+    step()
+    assert (len(stream), ports.rows, target.time) == (0, 3, 5)
 
 
 JOB = """
