@@ -363,14 +363,23 @@ class Stream(Joins, TakesFunctions):
     def window(self, window: CountWindow) -> CountedStream: ...
 
     @overload
-    def window(self, window: Window | ClockWindow, **options: Any) -> WindowedStream: ...
+    def window(
+        self,
+        window: Window | ClockWindow,
+        *,
+        lateness: Duration = 0,
+        early: Duration | None = None,
+        late: str = "wait",
+    ) -> WindowedStream: ...
 
-    def window(self, window: Any, **options: Any) -> WindowedStream | CountedStream:
+    def window(
+        self, window: Any, *, lateness: Duration = 0, early: Duration | None = None, late: str = "wait"
+    ) -> WindowedStream | CountedStream:
         """Cut time, or rows, into windows, over all rows; see ``GroupedStream.window``."""
         from millstream.grouping import GroupedStream
 
-        made: WindowedStream | CountedStream
-        made = GroupedStream(self._graph, self._edge, self._time, ()).window(window, **options)
+        rows = GroupedStream(self._graph, self._edge, self._time, ())
+        made: WindowedStream | CountedStream = rows.window(window, lateness=lateness, early=early, late=late)
         return made
 
     # -- out ---------------------------------------------------------------------------------------------------

@@ -74,7 +74,7 @@ def scripts(draw: st.DrawFn) -> list[Any]:
 
 
 @pytest.mark.parametrize("window", WINDOWS.values(), ids=WINDOWS)
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=3, deadline=None)
 @given(scripts(), st.sampled_from([(), ("k",)]))
 def test_the_kit_finds_nothing(window: ClockWindow, script: list[Any], keys: tuple[str, ...]) -> None:
     results = check_operator(spec(window, keys), script)["main"]
