@@ -77,7 +77,7 @@ def test_verify_fails_with_the_rows_that_differ(events, tmp_path):
     ("words", "complaint"),
     [
         ("run q99 --events {e} --results {t} --store {t}/s", "there is no Nexmark query 'q99'"),
-        ("verify q13 --events {e} --results {t}", "no batch definition"),
+        ("verify q99 --events {e} --results {t}", "no batch definition"),
         ("bench q0 q99 --events {e}", "there is no Nexmark query 'q99'"),
         ("generate --events 1 --out {t} --disorder soon", "not a duration"),
     ],

@@ -112,8 +112,8 @@ def test_hidden_files_are_no_results(tmp_path):
 
 
 def test_what_cannot_be_compared_says_why(events, tmp_path):
-    with pytest.raises(JobError, match="q13 has no batch definition"):
-        verify("q13", events, tmp_path)
+    with pytest.raises(JobError, match="q99 has no batch definition"):
+        verify("q99", events, tmp_path)
     with pytest.raises(DataError, match=r"there is no person\.parquet"):
         verify("q2", tmp_path / "nowhere", tmp_path)
     (tmp_path / "q2").mkdir()
