@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from join_kit import PAIR, SCHEMAS, WHERES, Streams, bag, streams, where_of
 from millstream import col
-from millstream.engine.element import Barrier, Epoch, Watermark
+from millstream.engine.element import Barrier, Epoch, Idle, Watermark
 from millstream.engine.errors import JobError, SchemaError
 from millstream.engine.operator import OperatorSpec
 from millstream.engine.runtime.chain import OperatorTarget, Ports
@@ -221,3 +221,46 @@ def test_killed_jobs_have_the_whole_table_in_every_subtask(tmp_path: Path) -> No
     assert Counter((row["n"], row["name"]) for row in found) == Counter(
         (n, f"name {n % 7}" if n % 7 < 6 else None) for n in range(400)
     )
+
+
+class Heard:
+    """Notes what is said of time."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def batch(self, batch: pa.RecordBatch) -> None:
+        self.said.append(f"{batch.num_rows} rows")
+
+    def watermark(self, time: int) -> None:
+        self.said.append(f"time {time}")
+
+    def idle(self) -> None:
+        self.said.append("idle")
+
+    def barrier(self, barrier: Barrier, into: object) -> None:
+        self.said.append("barrier")
+
+
+def test_idle_inputs_do_not_let_others_go_on_without_the_rows_that_wait() -> None:
+    left, right = pa.schema({"k": pa.int64()}), pa.schema({"k": pa.int64(), "name": pa.string()})
+    job = ms.Job("j")
+    rows, names = (job.read(ms.memory_source(s.empty_table(), name=str(s))) for s in (left, right))
+    spec = job.graph.nodes[rows.join_table(names, on="k", how="left")._edge.node].body
+    assert isinstance(spec, OperatorSpec)
+    down = Heard()
+    target = OperatorTarget("o", "o", "o", spec.build([left, right]), Ports({"main": [down]}), 0)
+    stream, table = Channel(), Channel()
+    done: list[object] = []
+    subtask = ChannelSubtask("o[0]", Parts([target]), done.append, [(0, stream), (1, table)], target, frozenset([1]))
+    for element in (pa.record_batch({"k": [1]}, left), Watermark(5), Idle(), Barrier(Epoch(1))):
+        stream.put(element)
+    for element in (Idle(), Barrier(Epoch(1))):
+        table.put(element)
+    while subtask.step() is Progress.MADE:
+        pass
+    assert down.said == ["barrier"], "what comes behind may let time pass the row that waits"
+    table.put(Watermark(END_OF_TIME))
+    while subtask.step() is Progress.MADE:
+        pass
+    assert down.said == ["barrier", "1 rows", "time 5", "idle"]

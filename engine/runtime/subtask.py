@@ -340,7 +340,8 @@ class ChannelSubtask(Subtask):
             self._root.input_end(input)
 
     def _note_idle(self) -> None:
-        if self._merge.all_idle:
+        """Pass idleness on, unless rows wait for a table: others would go on without them, and they would be late."""
+        if self._merge.all_idle and not self._tables:
             self._root.idle()
 
     def _advance(self, time: int | None) -> None:
