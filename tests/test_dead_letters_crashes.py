@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shutil
@@ -207,3 +208,61 @@ def test_a_killed_command_has_changed_all_or_nothing(words: tuple[str, ...], fol
     subprocess.run(command, cwd=folder, capture_output=True, check=True)
     with StoreReader.open(folder / "job.duckdb") as reader:
         assert reader.count_dead_letters(Selection(marked=True)) == 0
+
+
+@pytest.mark.parametrize("then", ["count_window", "processing_time"])
+@pytest.mark.parametrize("parallelism", [1, 2])
+def test_what_is_replayed_after_the_end_gets_through_whatever_waits_for_the_end(
+    then: str, parallelism: int, tmp_path: Path
+) -> None:
+    out, good = ms.memory_sink(), False
+
+    def refuse(row: dict[str, Any]) -> dict[str, Any]:
+        assert good or row["n"] != 3
+        return row
+
+    def made() -> ms.Job:
+        job = ms.Job("waits")
+        rows = job.read(ms.memory_source([{"n": n} for n in range(6)]))
+        rows = rows.map(refuse, schema={"n": int}, on_error="dead_letter", name="refuse")
+        match then:
+            case "count_window":
+                rows = rows.group_by("n").window(ms.count_window(2)).agg(rows=ms.count())
+            case "processing_time":
+                rows = rows.group_by("n").window(ms.tumbling("1h", time="processing")).agg(rows=ms.count())
+        rows.select("n").write(out)
+        return job
+
+    store = tmp_path / "s.duckdb"
+    made().run(store, parallelism=parallelism)
+    assert sorted(row["n"] for row in out.rows()) == [0, 1, 2, 4, 5]
+    assert mark(store, Selection()) == 1
+    good = True
+    assert made().run(store, parallelism=parallelism).outcome == "finished"
+    assert sorted(row["n"] for row in out.rows()) == list(range(6)), "the letter is gone, and so is its row"
+
+
+def test_a_replayed_row_is_not_left_in_hand_however_the_job_is_scheduled(tmp_path: Path) -> None:
+    """It reaches map_async by a channel, and for a while is in nobody's hand."""
+
+    async def later(row: dict[str, Any]) -> dict[str, Any]:
+        await asyncio.sleep(0)
+        return row
+
+    def made(out: Any, *, good: bool) -> ms.Job:
+        def refuse(row: dict[str, Any]) -> dict[str, Any]:
+            assert good or row["n"] != 3
+            return row
+
+        job = ms.Job("waits")
+        rows = job.read(ms.memory_source([{"n": n} for n in range(6)]))
+        rows = rows.map(refuse, schema={"n": int}, on_error="dead_letter", name="refuse").deduplicate("n")
+        rows.map_async(later, schema={"n": int}).write(out)
+        return job
+
+    for seed in range(8):
+        out, store = ms.memory_sink(), tmp_path / f"{seed}.duckdb"
+        simulate(lambda: made(out, good=False), store, seed, crashes=0, parallelism=2)  # noqa: B023
+        assert mark(store, Selection()) == 1
+        simulate(lambda: made(out, good=True), store, seed, crashes=0, parallelism=2)  # noqa: B023
+        assert sorted(row["n"] for row in out.rows()) == list(range(6)), f"seed {seed} reproduces it"

@@ -25,7 +25,7 @@ from millstream.engine.sink import Committer, SinkContext, SinkWriter
 from millstream.engine.state import StateTable
 from millstream.engine.store.store import CheckpointStore
 from millstream.engine.store.types import MarkedLetter, SplitPosition
-from millstream.engine.time import Clock
+from millstream.engine.time import END_OF_TIME, Clock
 
 
 @dataclass
@@ -282,12 +282,15 @@ class Builder:
                 described = manifest.tables.get((id_, table.name))
                 if described is not None:
                     self._restore_table(id_, table, copies, epoch, described.full_from)
+        # Sources say anew that they have ended, after what is replayed. So must the end of time be new: whoever acts at
+        # the end does so for those rows too, and no operator counts as drained before they have passed.
+        latest = END_OF_TIME - 1 if self.replayed else END_OF_TIME
         for subtask in subtasks:
             for target in subtask.parts.operators:
                 if target.id in self._watermarks:
                     # Lateness is judged by the operator's own watermark: without it a row that was late before
                     # the crash would be taken now, and a window that has fired would fire again.
-                    target.watermark(self._watermarks[target.id])
+                    target.watermark(min(self._watermarks[target.id], latest))
 
     def _restore_table(
         self, id_: str, table: StateTable, copies: Sequence[Operator | SinkWriter], epoch: Epoch, full_from: int
