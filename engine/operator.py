@@ -127,8 +127,8 @@ class Operator(ABC):
     Attributes:
         uses_clock: whether it is told the processing time, see ``on_clock``; a class or ``__init__`` sets it.
         works_aside: whether rows stay in hand while something outside is at work on them, and go out when that is
-            done: then ``is_full``, ``is_ready``, ``on_ready`` and ``held_watermark`` are asked. A barrier never waits
-            for such rows: they are state. The input's end does: no job finishes with rows in hand.
+            done: then ``is_full``, ``is_ready``, ``on_ready`` and ``held_watermark`` are asked. A barrier does not
+            wait for such rows: they are state. The input's end does: no job finishes with rows in hand.
     """
 
     uses_clock: bool = False
