@@ -39,6 +39,7 @@ NAMES: Final = (
     "copy.written",  # a savepoint or fork is complete under a temporary name
     "sink.commit",  # before a committer makes an epoch visible
     "sink.committed",  # after it
+    "source.committed",  # every sink shows the epoch; the sources have not been told
     "files.staged",  # a staged file is written, not yet on disk for sure
     "files.publishing",  # it is written down that an epoch may be visible from now on; nothing of it is
     "files.rename",  # one of an epoch's files has been moved

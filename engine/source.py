@@ -97,6 +97,21 @@ class SplitReader(ABC):
         The classic mistake is off by one: it is the position *after* the last row returned.
         """
 
+    def committed(self, position: Position) -> None:
+        """A checkpoint with this position is durable, and every sink shows what it covers: tell the outside of it.
+
+        Here a message is acknowledged to its sender, a log is told what it may forget. The engine itself does not
+        need it: what is read again after a crash depends on the checkpoint alone.
+
+        Called from the store's thread while another may be in ``read``; of a split that has ended also after
+        ``close``. The same position may come twice; the one the split was opened at, and what was
+        committed before a crash, need not come.
+
+        Raises:
+            ExternalError: it cannot be told; the job restarts from this checkpoint, as when a sink cannot commit.
+        """
+        del position
+
     def close(self) -> None:
         """Let go of files and connections. Not called after a crash."""
 

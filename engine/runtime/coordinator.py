@@ -18,7 +18,7 @@ from millstream.engine.runtime.memory_limit import explain_memory, merge_memory,
 from millstream.engine.runtime.merging import merge_deltas, merge_positions
 from millstream.engine.runtime.subtask import Acknowledgement, SourceSubtask
 from millstream.engine.sink import Committable, Committer
-from millstream.engine.store.types import CheckpointData, LetterId, Manifest, Memory, NodeLetters
+from millstream.engine.store.types import CheckpointData, LetterId, Manifest, Memory, NodeLetters, SplitPosition
 from millstream.engine.time import START_OF_TIME, Clock
 
 
@@ -306,12 +306,13 @@ class Coordinator:
         self._failures = 0
         committables = [c for part in self._carried + self._gathered for c in part.snapshot.committables]
         rows = sum(d.delta.rows.num_rows for part in self._gathered for d in part.snapshot.deltas)
+        positions = merge_positions(at for part in self._carried + self._gathered for at in part.positions)
         self._carried, self._replayed = [], ()
         self.stats = replace(self.stats, committed=self.stats.committed + 1, last_epoch=self._epoch, last_rows=rows)
         epoch = self._epoch
         self.phase = Phase.PUBLISHING
         ends = self._outgrown or (self._barrier is not None and self._barrier.kind is not BarrierKind.CHECKPOINT)
-        self._hand_over(lambda: self._publish(epoch, committables, ends))
+        self._hand_over(lambda: self._publish(epoch, committables, positions, ends))
         return True
 
     @property
@@ -335,7 +336,13 @@ class Coordinator:
         self._not_before, self._due = now + min(self._settings.every, RETRY_SECONDS), now + self._settings.every
         return True
 
-    def _publish(self, epoch: Epoch, committables: Sequence[tuple[str, Committable]], ends: bool) -> None:
+    def _publish(
+        self,
+        epoch: Epoch,
+        committables: Sequence[tuple[str, Committable]],
+        positions: Sequence[SplitPosition],
+        ends: bool,
+    ) -> None:
         by_sink: dict[str, list[Committable]] = {}
         for sink_id, committable in committables:
             by_sink.setdefault(sink_id, []).append(committable)
@@ -343,6 +350,9 @@ class Coordinator:
             self._committing = sink_id
             publish(self._committers, epoch, {sink_id: prepared})
         self._committing = ""
+        hit("source.committed")
+        for source in self._sources:
+            source.reading.committed(positions)
         try:
             self._store.prune()
             if ends:

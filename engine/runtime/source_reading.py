@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import pyarrow as pa
@@ -46,6 +47,7 @@ class SourceReading:
         self._open: list[OpenSplit] = []
         self._turn = 0
         self._finished: list[SplitPosition] = []
+        self._ended_readers: dict[str, SplitReader] = {}
         self._dead_letters: list[DeadLetter] = []
         self._taken_letters = 0
         self._context = ReadContext(self._dead_letters.append)
@@ -118,6 +120,16 @@ class SourceReading:
                 moved.append(split.at)
         return moved
 
+    def committed(self, positions: Sequence[SplitPosition]) -> None:
+        """A checkpoint with these positions, of any source's splits, is durable; called from the store's thread."""
+        readers = {split.at.split.id: split.reader for split in self.open_splits} | self._ended_readers
+        for at in positions:
+            if at.source_id != self._node.id or at.split.id not in readers:
+                continue
+            readers[at.split.id].committed(at.position)
+            if at.finished:
+                del self._ended_readers[at.split.id]
+
     def take_dead_letters(self) -> list[NodeLetters]:
         """Return the dead letters since the last call."""
         letters = [NodeLetters(self._node.id, self._node.name, self._subtask, dead) for dead in self._dead_letters]
@@ -152,6 +164,8 @@ class SourceReading:
     def _finish(self, split: OpenSplit) -> None:
         position = split.reader.position()
         split.reader.close()
+        if type(split.reader).committed is not SplitReader.committed:
+            self._ended_readers[split.at.split.id] = split.reader
         self._open.remove(split)
         self._without_splits_since = self._clock.monotonic()
         self._finished.append(replace(split.at, position=position, finished=True))
