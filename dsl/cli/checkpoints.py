@@ -118,6 +118,7 @@ def _contents(reader: StoreReader, manifest: Manifest) -> dict[str, Any]:
     names = {id_: operator.name for id_, operator in manifest.operators.items()}
     sizes = reader.state_sizes(manifest)
     given = reader.committables(manifest.epoch)
+    counts = reader.count_committables(manifest.epoch)
     pending = {id_: [dict(c.payload) for c in committables] for id_, committables in given.items()}
     return {
         "epoch": manifest.epoch,
@@ -146,7 +147,7 @@ def _contents(reader: StoreReader, manifest: Manifest) -> dict[str, Any]:
             for p in reader.positions(manifest.epoch)
         ],
         "sinks": [
-            {"sink": o.name, "pending": len(pending.get(id_, [])), "committables": pending.get(id_, [])}
+            {"sink": o.name, "pending": counts.get(id_, 0), "committables": pending.get(id_, [])}
             for id_, o in manifest.operators.items()
             if o.kind == "sink"
         ],

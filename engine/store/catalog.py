@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final, TypeAlias
@@ -21,6 +22,7 @@ from millstream.engine.store.encoding import (
     read_position,
     unpack_body,
 )
+from millstream.engine.store.outbox import read_outbox
 from millstream.engine.store.schema import FORMAT, operators_from_rows, origins_from_rows
 from millstream.engine.store.types import Manifest, OperatorState, Origin, Parent, SplitPosition, StoreFacts
 
@@ -218,7 +220,7 @@ def facts_of(query: Query, catalog: Catalog, witness: Epoch | None) -> StoreFact
     if last is not None:
         read = frozenset(position.source_id for position in positions_after_drops(query, catalog, last.epoch))
         if catalog.published != last.epoch:
-            unpublished = {sink: len(held) for sink, held in committables_of(catalog, last.epoch).items()}
+            unpublished = count_committables(catalog, last.epoch)
     dropped = {id_: name for id_, (_, name) in catalog.forgotten.items()}
     newest = catalog.operators.get(catalog.generation, {})
     # Where the first job writes does not bind a fork that has shown nothing yet.
@@ -241,12 +243,25 @@ def facts_of(query: Query, catalog: Catalog, witness: Epoch | None) -> StoreFact
     )
 
 
-def committables_of(catalog: Catalog, epoch: Epoch) -> dict[str, list[Committable]]:
-    """Return what the sinks handed over at an epoch, by sink id, in order."""
+def committables_of(query: Query, catalog: Catalog, epoch: Epoch) -> dict[str, list[Committable]]:
+    """Return what the sinks handed over at an epoch, by sink id, in order.
+
+    Raises:
+        StoreCorrupt: the outbox does not hold what was written; of an earlier epoch than the last it holds nothing.
+    """
+    body = catalog.entry(epoch).body
+    if body.outbox is not None:
+        return read_outbox(query, epoch, body.outbox)
     by_sink: dict[str, list[Committable]] = {}
-    for sink, committable in catalog.entry(epoch).body.committables:
+    for sink, committable in body.committables:
         by_sink.setdefault(sink, []).append(committable)
     return by_sink
+
+
+def count_committables(catalog: Catalog, epoch: Epoch) -> dict[str, int]:
+    """Return how many committables the sinks handed over at an epoch, by sink id."""
+    body = catalog.entry(epoch).body
+    return dict(body.outbox.counts if body.outbox is not None else Counter(sink for sink, _ in body.committables))
 
 
 def written_to(query: Query, catalog: Catalog, key: TableKey, epoch: Epoch) -> list[Written]:

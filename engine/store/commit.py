@@ -15,6 +15,7 @@ from millstream.engine.store.encoding import Body, TableKey, checksum, pack_body
 from millstream.engine.store.gather import FullFrom, Gathered, gather, heard_from
 from millstream.engine.store.instance import insert_arrow
 from millstream.engine.store.letters import delete_letters, write_letters
+from millstream.engine.store.outbox import Staged, stage, write_outbox
 from millstream.engine.store.pruning import position_row
 from millstream.engine.store.schema import (
     DROPPED,
@@ -38,6 +39,8 @@ class Prepared:
         many_positions: positions that go into ``positions``, being too many for the manifest.
         new_splits: (source id, split id) never seen before.
         names: the DuckDB table that each state table is written to.
+        staged: committables that go into ``outbox``, being too big for the manifest.
+        outdated: whether ``outbox`` holds what the epoch before handed over.
         full_from: what holds for every state table once this is committed.
     """
 
@@ -47,6 +50,8 @@ class Prepared:
     many_positions: Sequence[SplitPosition]
     new_splits: frozenset[tuple[str, str]]
     names: Mapping[TableKey, str]
+    staged: Staged | None
+    outdated: bool
     full_from: dict[TableKey, FullFrom]
 
 
@@ -67,14 +72,16 @@ def prepare(
     full_from = heard_from(data.deltas, before, {id_: o.parallelism for id_, o in operators.items()})
     new_splits = frozenset((p.source_id, p.split.id) for p in data.positions) - catalog.splits
     few = len(data.positions) <= _FEW_POSITIONS
+    staged = stage(data.committables)
     body = Body(
         tables=_table_manifests(gathered, full_from),
         watermarks=dict(data.watermarks),
         positions=tuple(data.positions) if few else (),
         splits=len(catalog.splits) + len(new_splits),
-        committables=tuple(data.committables),
+        committables=tuple(data.committables) if staged is None else (),
         written=tuple(w for g in gathered for w in g.written),
         memory=data.memory,
+        outbox=None if staged is None else staged.described,
     )
     manifest = Manifest(
         epoch=data.epoch,
@@ -89,7 +96,11 @@ def prepare(
     many = () if few else data.positions
     origins = catalog.origins.get(data.generation, {})
     names = {g.key: state_table_name(g.key, origins[g.key].version) for g in gathered}
-    return Prepared(Entry(manifest, body), pack_body(body), gathered, many, new_splits, names, full_from)
+    before_it = next(reversed(catalog.entries.values()), None)
+    outdated = before_it is not None and before_it.body.outbox is not None
+    return Prepared(
+        Entry(manifest, body), pack_body(body), gathered, many, new_splits, names, staged, outdated, full_from
+    )
 
 
 def _table_manifests(
@@ -119,6 +130,7 @@ def write(connection: duckdb.DuckDBPyConnection, data: CheckpointData, prepared:
     if prepared.many_positions:
         rows = [position_row(epoch, p) for p in prepared.many_positions]
         insert_arrow(connection, "positions", rows_to_arrow(rows, POSITIONS))
+    write_outbox(connection, data.epoch, prepared.staged, prepared.outdated)
     delete_letters(connection, data.replayed)
     write_letters(connection, epoch, data.dead_letters)
     hit("store.state")

@@ -49,7 +49,8 @@ def copy_checkpoint(
         epoch: which one; None: the last.
         job_id: of the copy.
         name: of a savepoint. Without one the copy is another job's: it gets no committables, since making output of the
-            checkpoint visible is the first job's affair, and would be done twice.
+            checkpoint visible is the first job's affair, and would be done twice. What is in the outbox is not copied
+            to a savepoint either: no job runs on it.
 
     Raises:
         StoreError: the epoch is not in the store, the target is there already, or the disk failed.
@@ -167,8 +168,8 @@ def _copy_records(
     if positions:
         insert_arrow(into, "positions", rows_to_arrow(positions, POSITIONS))
     manifest = query(f"SELECT * FROM manifest WHERE epoch = {epoch}")  # noqa: S608
-    if parent.name is None:
-        body = pack_body(replace(entry.body, committables=()))
+    if parent.name is None or entry.body.outbox is not None:
+        body = pack_body(replace(entry.body, committables=(), outbox=None))
         for column, value in (("body", body), ("checksum", checksum(body))):
             at = manifest.schema.get_field_index(column)
             manifest = manifest.set_column(

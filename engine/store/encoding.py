@@ -33,12 +33,26 @@ class Written:
 
 
 @dataclass(frozen=True, slots=True)
+class Outbox:
+    """What a manifest says of committables that are in the table ``outbox``.
+
+    Attributes:
+        counts: how many of each sink, by its id.
+        digest: over all of them, in order.
+    """
+
+    counts: Mapping[str, int]
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
 class Body:
     """The part of a manifest that only Millstream reads; the BLOB ``manifest.body``.
 
     Attributes:
         positions: splits that moved, unless there were so many that they are in ``positions``.
         splits: how many splits have a position at this epoch, those of earlier epochs included.
+        committables: (sink id, handle), unless they are so big that they are in ``outbox``.
         written: what this epoch wrote; moves to ``written`` when the manifest is pruned.
     """
 
@@ -49,6 +63,7 @@ class Body:
     committables: Sequence[tuple[str, Committable]]
     written: Sequence[Written]
     memory: Memory = field(default_factory=dict)
+    outbox: Outbox | None = None
 
 
 def pack(value: Any, what: str) -> bytes:
@@ -72,7 +87,7 @@ def pack(value: Any, what: str) -> bytes:
     return data
 
 
-def unpack(data: bytes, what: str) -> Any:
+def unpack(data: bytes | memoryview, what: str) -> Any:
     """Return what ``pack`` was given; tuples have become lists.
 
     Raises:
@@ -106,10 +121,11 @@ def pack_body(body: Body) -> bytes:
         "splits": body.splits,
         "memory": {id_: dict(parts) for id_, parts in body.memory.items()},
         "written": [[*w.table, w.bucket, w.rows, w.digest] for w in body.written],
+        "outbox": None if body.outbox is None else [dict(body.outbox.counts), body.outbox.digest],
     }
     whole = pack(sections, "the manifest")
     positions = [_position_row(p) for p in body.positions]
-    committables = [_committable_row(sink, c) for sink, c in body.committables]
+    committables = [[sink, pack_committable(sink, c)] for sink, c in body.committables]
     return pack([whole, positions, committables], "the manifest")
 
 
@@ -127,6 +143,7 @@ def unpack_body(data: bytes, epoch: Epoch) -> Body:
             committables=tuple((sink, Committable(unpack(c, what))) for sink, c in committables),
             written=tuple(Written(epoch, (o, t), b, r, d) for o, t, b, r, d in sections["written"]),
             memory=sections["memory"],
+            outbox=None if sections["outbox"] is None else Outbox(*sections["outbox"]),
         )
     except (ValueError, TypeError, KeyError) as error:
         raise StoreCorrupt(f"{what} cannot be read ({error!r}): restore the store from a backup") from error
@@ -154,8 +171,9 @@ def read_position(
     return SplitPosition(source, Split(split, unpack(info, what)), unpack(position, what), max_time, finished)
 
 
-def _committable_row(sink: str, committable: Committable) -> list[Any]:
-    return [sink, pack(dict(committable.payload), f"a committable of sink {sink}")]
+def pack_committable(sink: str, committable: Committable) -> bytes:
+    """Return what a sink has handed over as msgpack."""
+    return pack(dict(committable.payload), f"a committable of sink {sink}")
 
 
 def latest_positions(rows: Iterable[tuple[int, SplitPosition]]) -> list[SplitPosition]:

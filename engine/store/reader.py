@@ -18,6 +18,7 @@ from millstream.engine.sink import Committable
 from millstream.engine.store.catalog import (
     check_format,
     committables_of,
+    count_committables,
     facts_of,
     load_catalog,
     positions_at,
@@ -50,7 +51,7 @@ class StoreReader:
     >>> CheckpointStore.open(path).close()
     >>> with StoreReader.open(path) as reader:
     ...     reader.query("SELECT format FROM job").to_pylist(), reader.running
-    ([{'format': 3}], False)
+    ([{'format': 4}], False)
     """
 
     def __init__(self, query: _Query, path: Path, running: bool, close: Callable[[], None]) -> None:
@@ -130,8 +131,15 @@ class StoreReader:
         return positions_at(self._query, load_catalog(self._query), epoch)
 
     def committables(self, epoch: Epoch) -> dict[str, list[Committable]]:
-        """What the sinks handed over at exactly this epoch, by sink id."""
-        return committables_of(load_catalog(self._query), epoch)
+        """What the sinks handed over at exactly this epoch, by sink id, as far as the manifest holds it."""
+        catalog = load_catalog(self._query)
+        if catalog.entry(epoch).body.outbox is not None:
+            return {}
+        return committables_of(self._query, catalog, epoch)
+
+    def count_committables(self, epoch: Epoch) -> dict[str, int]:
+        """How many things the sinks handed over at exactly this epoch, by sink id."""
+        return count_committables(load_catalog(self._query), epoch)
 
     def state_sizes(self, manifest: Manifest) -> dict[TableKey, StateSize]:
         """How much state there was at an epoch, by (operator id, table name)."""

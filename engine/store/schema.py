@@ -14,7 +14,7 @@ from millstream.engine.store.encoding import TableKey
 from millstream.engine.store.migration import pack_defaults, unpack_defaults
 from millstream.engine.store.types import OperatorState, Origin
 
-FORMAT: Final = 3
+FORMAT: Final = 4
 """The number of this layout; a store with another one is refused."""
 
 # job: parent is JSON in a copy of another job's checkpoint.
@@ -22,6 +22,7 @@ FORMAT: Final = 3
 # Its folders are JSON.
 # forgotten: whose state was dropped, and at which epoch. published: the last epoch that is certain to be visible.
 # manifest: the commit record; full_from is JSON by state table, for the views, and body is msgpack.
+# outbox: committables, as msgpack, of the last epoch, where they are too big for its manifest.
 # dead_letters: named by epoch and number. Those of a source have raw bytes, a split and a position; those of an
 #   operator a row, as an Arrow IPC stream in raw and once more in row_json. replay: it is to be processed again.
 # positions, written: what manifests that have been pruned leave behind, and positions of many splits.
@@ -38,6 +39,7 @@ _COLUMNS: Final = {
     "positions": """epoch BIGINT, source VARCHAR, split VARCHAR, info BLOB, position BLOB, max_time BIGINT,
         finished BOOLEAN""",
     "written": "epoch BIGINT, operator VARCHAR, state_table VARCHAR, bucket BIGINT, rows BIGINT, digest VARCHAR",
+    "outbox": "epoch BIGINT, number BIGINT, sink VARCHAR, payload BLOB",
     "dropped": "epoch BIGINT, operator VARCHAR, state_table VARCHAR, bucket BIGINT",
     "dead_letters": """epoch BIGINT, number BIGINT, source VARCHAR, operator VARCHAR, node VARCHAR, subtask INTEGER,
         split VARCHAR, position VARCHAR, event_time TIMESTAMP, error_type VARCHAR, error VARCHAR, attempts INTEGER,

@@ -249,8 +249,12 @@ class CheckpointStore:
         return self._reading(lambda query: positions_after_drops(query, self._catalog, epoch))
 
     def committables(self, epoch: Epoch) -> dict[str, list[Committable]]:
-        """What the sinks handed over at exactly this epoch, by sink id."""
-        return committables_of(self._catalog, epoch)
+        """What the sinks handed over at the last epoch, by sink id.
+
+        Raises:
+            StoreCorrupt: it is not what was written.
+        """
+        return self._reading(lambda query: committables_of(query, self._catalog, epoch))
 
     def dead_letters(self, selection: Selection = ALL) -> pa.Table:
         """Dead letters, oldest first."""
