@@ -28,6 +28,8 @@ _SETTINGS: Final = {
 _BEFORE_LOCKING: Final = (
     "SET python_enable_replacements=false",
     "PRAGMA disable_checkpoint_on_shutdown",  # a full disk must not turn `close` into a failure
+    # Trying these on strings and floats takes two thirds of the time of writing them, and saves a quarter of the file.
+    "SET disabled_compression_methods='fsst,dict_fsst,zstd,alp,alprd'",
     "SET lock_configuration=true",
 )
 
