@@ -54,7 +54,21 @@ def generate(events: int, seed: int, out: Path, disorder: str, rate: int) -> Non
 @click.option("--parallelism", type=click.IntRange(min=1), default=1, show_default=True)
 @click.option("--every", default="1s", show_default=True, help="Time between checkpoints.")
 @click.option("--delay", default="4s", show_default=True, help="How far a row may be behind a newer one.")
-def run(query: str, events: Path, results: Path, store: Path, parallelism: int, every: str, delay: str) -> None:
+@click.option(
+    "--rate",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Events a second; as fast as they are read, if it is not given.",
+)
+def run(  # noqa: PLR0913, PLR0917 - an option each
+    query: str,
+    events: Path,
+    results: Path,
+    store: Path,
+    parallelism: int,
+    every: str,
+    delay: str,
+    rate: float | None,
+) -> None:
     """Run QUERY to the end of the events; the last line printed is a JSON report."""
     import millstream as ms
     import msgspec
@@ -67,7 +81,7 @@ def run(query: str, events: Path, results: Path, store: Path, parallelism: int, 
     store.parent.mkdir(parents=True, exist_ok=True)
     control = ms.Control()
     install_signal_handlers(control)
-    report = run_query(query, events, sink, RunOptions(store, parallelism, every, delay), control)
+    report = run_query(query, events, sink, RunOptions(store, parallelism, every, delay, rate), control)
     if report.outcome == ALREADY_FINISHED:
         click.echo(f"{query} had already finished; nothing was changed", err=True)
     click.echo(msgspec.json.encode(report).decode())
@@ -90,6 +104,59 @@ def verify(query: str, events: Path, results: Path) -> None:
         what = "too many" if difference.copies > 0 else "missing"
         click.echo(f"  {abs(difference.copies)} {what}: {difference.row}")
     sys.exit(1)
+
+
+@nexmark.command()
+@click.argument("queries", nargs=-1)
+@click.option("--events", type=FOLDER, required=True, help="Folder with the events' Parquet files.")
+@click.option("--kills", type=click.IntRange(min=0), default=20, show_default=True, help="How many, of each trial.")
+@click.option(
+    "--parallelism",
+    type=click.IntRange(min=1),
+    multiple=True,
+    default=(1, 2, 3),
+    show_default=True,
+    help="May be given several times: a trial of each query begins at each, and moves among them.",
+)
+@click.option("--every", default="200ms", show_default=True, help="Time between checkpoints.")
+@click.option("--delay", default="4s", show_default=True, help="How far a row may be behind a newer one.")
+@click.option("--longest", default="600ms", show_default=True, help="How long a start lives at most, once at work.")
+@click.option("--seed", type=click.IntRange(min=0), default=1, show_default=True, help="Another seed, other moments.")
+@click.option("--folder", type=FOLDER, help="Where trials run; what was wrong stays there.  [default: a temporary one]")
+@click.option("--json", "json_file", type=FILE, help="Write every kill to this file.")
+def torture(  # noqa: PLR0913, PLR0917 - an option each
+    queries: tuple[str, ...],
+    events: Path,
+    kills: int,
+    parallelism: tuple[int, ...],
+    every: str,
+    delay: str,
+    longest: str,
+    seed: int,
+    folder: Path | None,
+    json_file: Path | None,
+) -> None:
+    """Kill QUERIES (all, if none is given), resume them, compare with DuckDB; exit 0 if all are the same."""
+    import tempfile
+
+    import msgspec
+    from millstream.benchmarks import nexmark_kills
+    from millstream.benchmarks.nexmark_queries import QUERIES
+    from millstream.benchmarks.nexmark_run import known_query
+    from millstream.engine.time import micros
+    from rich.console import Console
+
+    names = [known_query(query) for query in queries] or list(QUERIES)
+    alive = micros(longest) / 1_000_000
+    options = nexmark_kills.KillOptions(events, kills, parallelism, every, delay, alive, seed)
+    where = folder or Path(tempfile.mkdtemp(prefix="nexmark-"))
+    trials = nexmark_kills.kill_queries(names, options, where, lambda trial: click.echo(trial.line()))
+    Console().print(nexmark_kills.table(trials))
+    if json_file is not None:
+        json_file.write_bytes(msgspec.json.format(msgspec.json.encode(trials)))
+    if any(trial.violations for trial in trials):
+        click.echo(f"what was wrong is in {where}", err=True)
+        sys.exit(1)
 
 
 @nexmark.command()

@@ -10,7 +10,10 @@ import millstream as ms
 import numpy as np
 import pyarrow as pa
 from millstream import Expr, Stream, col, when
+from millstream.benchmarks.nexmark_events import PLACES, ROUND
 from millstream.benchmarks.nexmark_files import events_file
+from millstream.benchmarks.nexmark_pace import paced
+from millstream.engine.source import Source
 
 
 class Events:
@@ -19,12 +22,14 @@ class Events:
     Args:
         folder: where ``person.parquet``, ``auction.parquet`` and ``bid.parquet`` are.
         delay: how much later than a newer row an older one may come.
+        rate: events a second, of all three streams together; None: as fast as they are read.
     """
 
-    def __init__(self, job: ms.Job, folder: Path, delay: str = "4s") -> None:
+    def __init__(self, job: ms.Job, folder: Path, delay: str = "4s", rate: float | None = None) -> None:
         self._job = job
         self._folder = folder
         self._delay = delay
+        self._rate = rate
 
     @property
     def person(self) -> Stream:
@@ -42,7 +47,10 @@ class Events:
         return self._read("bid")
 
     def _read(self, stream: str) -> Stream:
-        source = ms.files(str(events_file(self._folder, stream)))
+        source: Source = ms.files(str(events_file(self._folder, stream)))
+        if self._rate is not None:
+            first, last = PLACES[stream]
+            source = paced(source, self._rate * (last - first) / ROUND)
         return self._job.read(source, event_time="date_time", max_delay=self._delay, name=stream)
 
 

@@ -8,26 +8,9 @@ from pathlib import Path
 from statistics import median
 
 import msgspec
-from millstream.benchmarks.torture_job import QUERIES_RUN, output_of, store_of
+from millstream.benchmarks.killer import Kill
 from millstream.benchmarks.torture_reader import Findings
-from millstream.engine.store.witness import read_witness
 from rich.table import Table
-
-
-class Kill(msgspec.Struct, frozen=True):
-    """One start that was killed.
-
-    Attributes:
-        after: seconds from its start to the SIGKILL.
-        where: what it had come to, as the disk shows it.
-        epoch: the last epoch acknowledged.
-        recovery: seconds from its start to its first new epoch; None if it did not live to see one.
-    """
-
-    after: float
-    where: str
-    epoch: int
-    recovery: float | None
 
 
 class Ledger(msgspec.Struct):
@@ -39,47 +22,6 @@ class Ledger(msgspec.Struct):
     seconds: float = 0.0
     readers: dict[str, Findings] = msgspec.field(default_factory=dict)
     violations: list[str] = msgspec.field(default_factory=list)
-
-
-def last_epoch(folder: Path) -> int:
-    """The last epoch that was acknowledged, as the witness beside the store says; it can be read at any time."""
-    return read_witness(store_of(folder), None) or 0
-
-
-def last_visible(folder: Path) -> int:
-    """The last epoch that a sink has made visible, as the marker in its staging folder says."""
-    markers = [path.read_bytes() for path in _staging(folder) if path.name == "committed"]
-    return max((msgspec.json.decode(marker)["epoch"] for marker in markers), default=0)
-
-
-def generations(folder: Path) -> set[str]:
-    """The folders in which generations stage their files."""
-    return {path.name for path in _staging(folder) if path.is_dir() and path.name.startswith("g")}
-
-
-def where_it_died(folder: Path, before: set[str], epoch_before: int) -> str:
-    """Say what a killed start had come to; ``before`` are the generations and the epoch there were at its start."""
-    fresh = generations(folder) - before
-    if not fresh:
-        return "starting"
-    if orphans(folder):
-        committed = last_epoch(folder) > last_visible(folder)
-        return "committed, not visible yet" if committed else "prepared, not committed yet"
-    return "before its first epoch" if last_epoch(folder) == epoch_before else "between epochs"
-
-
-def orphans(folder: Path) -> list[str]:
-    """Staged files; after a finished run there are none."""
-    try:
-        return [str(f) for path in _staging(folder) if path.is_dir() for f in path.rglob("*") if f.is_file()]
-    except FileNotFoundError:  # a running job has just made them visible
-        return []
-
-
-def _staging(folder: Path) -> list[Path]:
-    """What is in the staging folders of all sinks: ``.millstream/<sink's folder>/<sink>/<job>/*``."""
-    home = output_of(folder) / ".millstream"
-    return [path for query in QUERIES_RUN for path in (home / query).glob("*/*/*")]
 
 
 def tables(ledger: Ledger) -> Sequence[Table]:

@@ -13,35 +13,21 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
 
 import click
 import msgspec
+from millstream.benchmarks.job_on_disk import JobOnDisk
+from millstream.benchmarks.killer import Killer, Tortured
 from millstream.benchmarks.nexmark_events import event_of_row, rows_of
 from millstream.benchmarks.nexmark_files import write_events
 from millstream.benchmarks.nexmark_verify import verify
 from millstream.benchmarks.torture_job import BATCH_ROWS, PARALLELISM, QUERIES_RUN, TIMING, output_of, store_of
-from millstream.benchmarks.torture_ledger import Kill, Ledger, generations, last_epoch, orphans, tables, where_it_died
+from millstream.benchmarks.torture_ledger import Ledger, tables
 from millstream.benchmarks.torture_reader import Findings
 from millstream.engine.store.reader import StoreReader
 from rich.console import Console
-
-LOOK: Final = 0.001
-"""Seconds between two looks at what the job is doing."""
-
-PATIENCE: Final = 120.0
-"""Seconds after which a start without a new epoch is a violation: the job has to get on between two kills."""
-
-EARLY: Final = 0.25
-AIMED: Final = 0.4
-"""The parts of the kills that may hit before there is a new epoch, and that wait until files are staged."""
-
-
-class Tortured(Exception):
-    """The run cannot go on; the text says why."""
 
 
 @dataclass
@@ -59,8 +45,10 @@ class Torture:
 
     def __post_init__(self) -> None:
         self.ledger = Ledger(self.seed, [])
-        self._draw = random.Random(self.seed)  # noqa: S311 - repeatable on purpose
         self._log = (self.folder / "job.log").open("ab")
+        self._job = JobOnDisk(store_of(self.folder), output_of(self.folder), QUERIES_RUN)
+        draw = random.Random(self.seed)  # noqa: S311 - repeatable on purpose
+        self._killer = Killer(self._job, self._start, draw, self.longest, self._log.name)
 
     def run(self, kills: int) -> Ledger:
         """Kill it so often, let it finish, and compare."""
@@ -68,12 +56,13 @@ class Torture:
         with self._reader() as reader:
             try:
                 for _ in range(kills):
-                    self.ledger.kills.append(self._kill_once())
+                    self.ledger.kills.append(self._killer.kill_once())
                 events = self._finish()
             except Tortured as error:
                 self.ledger.violations.append(str(error))
                 events = None
             found, _ = reader.communicate()
+        self.ledger.violations += self._killer.violations
         self.ledger.readers = msgspec.json.decode(found, type=dict[str, Findings])
         for seen in self.ledger.readers.values():
             self.ledger.violations += seen.violations
@@ -91,42 +80,6 @@ class Torture:
         command = [sys.executable, "-m", "millstream.benchmarks.torture_job", str(self.folder)]
         command += ["--seed", str(self.seed), *words]
         return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log)
-
-    def _kill_once(self) -> Kill:
-        """Start it, kill it at a random moment, and see what it had come to."""
-        known, epoch = generations(self.folder), last_epoch(self.folder)
-        kind, moment, delay = self._draw.random(), self._draw.uniform(0, self.longest), self._draw.random()
-        early, aimed = kind < EARLY, kind > 1 - AIMED
-        recovery = None
-        with self._start() as job:
-            began = time.monotonic()
-            if not early:
-                self._watch(job, lambda: last_epoch(self.folder) > epoch)
-                recovery = time.monotonic() - began
-            time.sleep(moment)
-            if aimed:
-                self._watch(job, lambda: bool(orphans(self.folder)))
-                time.sleep(delay / 100)
-            self._demand_alive(job)
-            job.kill()
-            after = time.monotonic() - began
-        if last_epoch(self.folder) < epoch:
-            self.ledger.violations.append(f"epoch {epoch} was acknowledged, and is not any more")
-        where = where_it_died(self.folder, known, epoch)
-        return Kill(round(after, 3), where, last_epoch(self.folder), recovery and round(recovery, 3))
-
-    def _watch(self, job: subprocess.Popen[bytes], until: Callable[[], bool]) -> None:
-        """Look again and again until it is so."""
-        end = time.monotonic() + PATIENCE
-        while not until():
-            self._demand_alive(job)
-            if time.monotonic() > end:
-                raise Tortured(f"the job did not get on within {PATIENCE:g} s; see {self._log.name}")
-            time.sleep(LOOK)
-
-    def _demand_alive(self, job: subprocess.Popen[bytes]) -> None:
-        if job.poll() is not None:
-            raise Tortured(f"the job ended by itself with exit code {job.returncode}; see {self._log.name}")
 
     def _finish(self) -> int:
         """Let the job end after the bids it has begun; return how many events those are of."""
@@ -161,7 +114,7 @@ class Torture:
             if verdict.different_rows:
                 first = "; ".join(f"{d.copies:+d} × {d.row}" for d in verdict.differences[:3])
                 self.ledger.violations.append(f"{query}: {verdict.different_rows} rows are lost or doubled: {first}")
-        self.ledger.violations += [f"{orphan} is left over" for orphan in orphans(self.folder)]
+        self.ledger.violations += [f"{orphan} is left over" for orphan in self._job.orphans()]
 
 
 @click.command()

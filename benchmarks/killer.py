@@ -1,0 +1,111 @@
+"""Starts a job as a process and kills it by SIGKILL at a random moment, again and again."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final, TypeAlias
+
+import msgspec
+from millstream.benchmarks.job_on_disk import JobOnDisk
+
+LOOK: Final = 0.001
+"""Seconds between two looks at what the job is doing."""
+
+PATIENCE: Final = 120.0
+"""Seconds after which a start without a new epoch is a violation: the job has to get on between two kills."""
+
+EARLY: Final = 0.25
+AIMED: Final = 0.4
+"""The parts of the kills that may hit before there is a new epoch, and that wait until a checkpoint is written."""
+
+Process: TypeAlias = subprocess.Popen[bytes]
+
+
+class Tortured(Exception):
+    """The run cannot go on; the text says why."""
+
+
+class Kill(msgspec.Struct, frozen=True):
+    """One start that was killed.
+
+    Attributes:
+        after: seconds from its start to the SIGKILL.
+        where: what it had come to, as the disk shows it.
+        restored: the last epoch acknowledged before it was started; 0: it began anew.
+        epoch: the last epoch acknowledged when it had died.
+        recovery: seconds from its start to its first new epoch; None if it did not live to see one.
+    """
+
+    after: float
+    where: str
+    restored: int
+    epoch: int
+    recovery: float | None
+
+
+@dataclass
+class Killer:
+    """Kills starts of one job.
+
+    Args:
+        start: starts the job as a process.
+        draw: makes the moments.
+        longest: seconds a start is left alive at most, once it has committed an epoch.
+        log: where the job's output is, for messages.
+    """
+
+    job: JobOnDisk
+    start: Callable[[], Process]
+    draw: random.Random
+    longest: float
+    log: str
+    violations: list[str] = field(default_factory=list)
+    _usual: float | None = None  # seconds from a start to its first new epoch
+
+    def kill_once(self) -> Kill:
+        """Start the job, kill it at a random moment, and see what it had come to.
+
+        Raises:
+            Tortured: it ended by itself, or did not get on.
+        """
+        known, epoch = self.job.generations(), self.job.last_epoch()
+        kind, part, delay = self.draw.random(), self.draw.random(), self.draw.random()
+        recovery = None
+        with self.start() as process:
+            began = time.monotonic()
+            if kind < EARLY and self._usual is not None:
+                time.sleep(self._usual * (0.5 + 0.6 * part))
+            else:
+                self._watch(process, lambda: self.job.last_epoch() > epoch)
+                self._usual = recovery = time.monotonic() - began
+                time.sleep(part * self.longest)
+            if kind > 1 - AIMED:
+                moment = self.job.moment()
+                self._watch(process, lambda: self.job.moment() != moment)
+                time.sleep(delay / 100)
+            self._demand_alive(process)
+            process.kill()
+            after = time.monotonic() - began
+        last = self.job.last_epoch()
+        if last < epoch:
+            self.violations.append(f"epoch {epoch} was acknowledged, and is not any more")
+        where = self.job.where_it_died(known, epoch)
+        return Kill(round(after, 3), where, epoch, last, recovery and round(recovery, 3))
+
+    def _watch(self, process: Process, until: Callable[[], bool]) -> None:
+        """Look again and again until it is so."""
+        end = time.monotonic() + PATIENCE
+        while not until():
+            self._demand_alive(process)
+            if time.monotonic() > end:
+                process.kill()
+                raise Tortured(f"the job did not get on within {PATIENCE:g} s; see {self.log}")
+            time.sleep(LOOK)
+
+    def _demand_alive(self, process: Process) -> None:
+        if process.poll() is not None:
+            raise Tortured(f"the job ended by itself with exit code {process.returncode}; see {self.log}")
