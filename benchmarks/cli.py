@@ -204,3 +204,36 @@ def bench(
     Console().print(nexmark_bench.table(comparisons))
     if json_file is not None:
         json_file.write_bytes(msgspec.json.format(msgspec.json.encode(nexmark_bench.as_json(comparisons, options))))
+
+
+@nexmark.command()
+@click.argument("queries", nargs=-1)
+@click.option("--events", type=FOLDER, multiple=True, required=True, help="Folders of several sizes, one option each.")
+@click.option("--parallelism", type=click.IntRange(min=1), default=1, show_default=True)
+@click.option("--runs", type=click.IntRange(min=1), default=2, show_default=True, help="Of each; the best one counts.")
+@click.option("--every", default="1s", show_default=True, help="Time between checkpoints.")
+@click.option("--delay", default="4s", show_default=True, help="How far a row may be behind a newer one.")
+@click.option("--json", "json_file", type=FILE, help="Write everything measured to this file.")
+def growth(
+    queries: tuple[str, ...],
+    events: tuple[Path, ...],
+    parallelism: int,
+    runs: int,
+    every: str,
+    delay: str,
+    json_file: Path | None,
+) -> None:
+    """Measure what an event costs QUERIES (those of bounded state, if none is given) as the input grows."""
+    import msgspec
+    from millstream.benchmarks import nexmark_growth
+    from millstream.benchmarks.nexmark_measure import MILLSTREAM, Task, measure
+    from millstream.benchmarks.nexmark_run import known_query
+    from rich.console import Console
+
+    names = [known_query(query) for query in queries] or list(nexmark_growth.BOUNDED)
+    task = Task(MILLSTREAM, "", "", parallelism, every, delay)
+    with Console(stderr=True).status("measuring") as status:
+        grown = nexmark_growth.grow(names, events, task, runs, measure, status.update)
+    Console().print(nexmark_growth.table(grown))
+    if json_file is not None:
+        json_file.write_bytes(msgspec.json.format(msgspec.json.encode(nexmark_growth.as_json(grown))))
