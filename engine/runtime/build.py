@@ -16,7 +16,7 @@ from millstream.engine.logs import log
 from millstream.engine.operator import FORWARD, Calls, ExchangeKind, Operator, OperatorContext, OperatorSpec
 from millstream.engine.plan import Plan, Stage, StageInput
 from millstream.engine.runtime.chain import ChannelTarget, OperatorTarget, Ports, SinkTarget, Target
-from millstream.engine.runtime.channel import CAPACITY, Channel
+from millstream.engine.runtime.channel import CAPACITY, ROWS_BEFORE_SLOW, Channel
 from millstream.engine.runtime.letters import schedule_replays
 from millstream.engine.runtime.source_reading import SourceReading
 from millstream.engine.runtime.splits import SplitQueue
@@ -115,6 +115,7 @@ class Builder:
         self._lasting = lasting
         self._channels: dict[tuple[int, int, int], list[Channel]] = {}  # (stage, input, subtask) -> from upstream
         self._wiring: list[tuple[str, str, Channel]] = []
+        self._hurrying: set[int] = set()  # stages with an operator that works aside, and those before them
         self._tables = {s.id: s.tables for s in plan.states}
         self._watermarks: Mapping[str, int] = {}
         positions: list[SplitPosition] = []
@@ -204,21 +205,34 @@ class Builder:
             reading = SourceReading(root, root.body, self._queues[root.id], self._clock, index)
             return SourceSubtask(name, parts, self._acknowledge, reading, head)
         target = self._target(stage, index, root, parts, name)
+        aside = any(made.operator.works_aside for made in parts.operators)
+        if aside or self._hurrying & self._behind(stage):
+            self._hurrying.add(stage.index)
         inputs = []
         for position, stage_input in enumerate(stage.inputs):
-            for producer, channel in self._incoming(stage, position, stage_input, index):
+            for producer, channel in self._incoming(stage, position, stage_input, index, aside=aside):
                 inputs.append((position, channel))
                 self._wiring.append((producer, name, channel))
         broadcast = {n for n, into in enumerate(stage.inputs) if into.exchange.kind is ExchangeKind.BROADCAST}
-        return ChannelSubtask(name, parts, self._acknowledge, inputs, target, frozenset(broadcast))
+        hurries = stage.index in self._hurrying
+        return ChannelSubtask(name, parts, self._acknowledge, inputs, target, frozenset(broadcast), hurries=hurries)
 
-    def _incoming(self, stage: Stage, position: int, into: StageInput, index: int) -> list[tuple[str, Channel]]:
+    def _behind(self, stage: Stage) -> set[int]:
+        """The stages that read from a stage."""
+        plan = self._plan
+        return {
+            into.index for into in plan.stages if stage.index in {plan.stage_of(i.edge.node).index for i in into.inputs}
+        }
+
+    def _incoming(
+        self, stage: Stage, position: int, into: StageInput, index: int, *, aside: bool
+    ) -> list[tuple[str, Channel]]:
         """Make this subtask's channels of one input: from every upstream subtask, or only from its own for FORWARD."""
         upstream = self._plan.stage_of(into.edge.node)
         indices = range(upstream.parallelism)
         if into.exchange == FORWARD:
             indices = range(index, upstream.parallelism, stage.parallelism) if upstream.parallelism else indices
-        made = [(i, Channel(self._capacity)) for i in indices]
+        made = [(i, Channel(self._capacity, ROWS_BEFORE_SLOW if aside else None)) for i in indices]
         for i, channel in made:
             self._channels.setdefault((stage.index, position, i), []).append(channel)
         return [(f"{upstream.index}:{self._name(upstream, i)}", channel) for i, channel in made]

@@ -84,15 +84,11 @@ class _Look:
         if busy is not None:
             reason = f"it has been at one piece of work since, with the barrier of epoch {epoch} behind it"
             return Hold("barrier", self._busy_part(busy), self._stepping(busy), None, reason)
-        label, reason = _bare(subtask), f"it has yet to come to the barrier of epoch {epoch}"
-        full = [part for part in subtask.parts.operators if part.full]
-        if full:
-            label = self._part(full[0], subtask)
-            reason += "; it has as many rows in hand as it may and waits for what is at work on them"
+        reason = f"it has yet to come to the barrier of epoch {epoch}"
         if isinstance(subtask, ChannelSubtask):
             ahead = sum(len(subtask.inputs[index]) for index in subtask.missing_barriers)
             reason += f"; {ahead} elements are waiting before it"
-        return Hold("barrier", label, since, None, reason)
+        return Hold("barrier", _bare(subtask), since, None, reason)
 
     def _slowest(self, subtask: Subtask) -> Subtask:
         """Follow full channels to the consumer that everybody before it waits for."""

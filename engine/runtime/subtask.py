@@ -239,6 +239,9 @@ class ChannelSubtask(Subtask):
     comes too early, no more than stands in channels when there is a barrier. And no barrier waits for the end of an
     input: were the others not read at all, one that stands behind their rows would never come, and the input that has
     brought it already would never be read on.
+
+    One that ``hurries`` takes what stands in a channel before a barrier also while it has no room: where hands are full
+    until functions outside return, a barrier would wait for as many calls as there are rows before it.
     """
 
     def __init__(
@@ -249,8 +252,11 @@ class ChannelSubtask(Subtask):
         inputs: Sequence[tuple[int, Channel]],
         root: OperatorTarget | SinkTarget,
         broadcast: frozenset[int] = frozenset(),
+        *,
+        hurries: bool = False,
     ) -> None:
         super().__init__(name, parts, acknowledge)
+        self._hurries = hurries
         self._inputs = tuple(inputs)
         self._root = root
         self._merge = WatermarkMerge(len(self._inputs))
@@ -289,18 +295,25 @@ class ChannelSubtask(Subtask):
         return Alignment.READING if len(self._waiting_for) == len(self._inputs) else Alignment.ALIGNING
 
     def _step(self) -> Progress:
-        if self.parts.takes_no_input:
+        no_room = self.parts.takes_no_input
+        if no_room and not self._hurries:
             return Progress.BLOCKED
+        if self._hurries and not no_room:
+            for _, channel in self._inputs:
+                channel.settle()
         for offset in range(len(self._inputs)):
             index = (self._turn + offset) % len(self._inputs)
             if index not in self._waiting_for or self._held_back(index):
                 continue
-            element = self._inputs[index][1].take()
+            channel = self._inputs[index][1]
+            if no_room and not channel.holds_barrier:
+                continue
+            element = channel.take(owed=no_room)
             if element is not None:
                 self._turn = index + 1
                 self._take(index, element)
                 return Progress.MADE
-        return Progress.IDLE
+        return Progress.BLOCKED if no_room else Progress.IDLE
 
     def _held_back(self, index: int) -> bool:
         """Whether a channel is not read now, because others must end first."""
