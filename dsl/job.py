@@ -56,6 +56,7 @@ class Job:
         event_time: str | None = None,
         max_delay: Duration = 0,
         idle_timeout: Duration = 0,
+        max_ahead: Duration | None = None,
         name: str | None = None,
     ) -> Stream:
         """Read a source.
@@ -65,10 +66,13 @@ class Job:
             event_time: the timestamp column that says when a row happened; needed for windows.
             max_delay: how much later than a newer row an older one may come. Rows later still are late.
             idle_timeout: after so long without rows, a split no longer holds event time back; 0: it always does.
+            max_ahead: how much newer its rows may be than those of the slowest of the sources that they meet in a join
+                or union, and of its own other splits; before a split is read further it waits for these. What waits
+                in joins and windows is bounded by it. A source that has ended or is idle is not waited for.
             name: another name for the source; positions are kept under it, so that the source itself may change.
 
         Raises:
-            JobError: ``source`` is not a source.
+            JobError: ``source`` is not a source, or there is ``max_ahead`` without event time.
             SchemaError: ``event_time`` is not a timestamp column of it.
         """
         if not isinstance(source, Source):
@@ -81,7 +85,13 @@ class Job:
                     f"event_time of source {source.name!r}: column {event_time!r} is {type_}, expected a timestamp. "
                     f"Read it as one: give the source schema={{..., {event_time!r}: 'timestamp[us]'}}"
                 )
-        read = Read(source, event_time, micros(max_delay), micros(idle_timeout))
+        if max_ahead is not None and event_time is None:
+            raise JobError(
+                f"source {source.name!r}: max_ahead= compares event time: name its column, as in "
+                "job.read(..., event_time='paid_at', max_ahead='1m')"
+            )
+        ahead = None if max_ahead is None else micros(max_ahead)
+        read = Read(source, event_time, micros(max_delay), micros(idle_timeout), ahead)
         node = self._graph.read(read, name)
         return Stream(self._graph, Edge(node.id), col(event_time) if event_time else None)
 

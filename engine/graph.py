@@ -42,12 +42,15 @@ class Read:
         event_time: the column with the event time; None: rows have none.
         max_delay: how far behind the newest row another may come, microseconds.
         idle_timeout: a split without rows for so long (microseconds) stops holding the watermark back; 0: never.
+        max_ahead: a split whose rows are so much newer (microseconds) than those of the slowest split that it meets is
+            not read on for now; None: it never waits.
     """
 
     source: Source
     event_time: str | None = None
     max_delay: int = 0
     idle_timeout: int = 0
+    max_ahead: int | None = None
 
     def identity(self) -> str:
         """What positions are kept under: reading the same source with another delay is the same source."""

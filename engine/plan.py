@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from graphlib import CycleError, TopologicalSorter
 
 import pyarrow as pa
 from millstream.engine.changelog import WEIGHT
-from millstream.engine.errors import InternalError, JobError
+from millstream.engine.errors import JobError
 from millstream.engine.expression import Expr, col
 from millstream.engine.graph import Edge, Graph, Node, OperatorId, Read, Write
 from millstream.engine.operator import FORWARD, MAIN, Exchange, ExchangeKind, OperatorSpec
 from millstream.engine.sink import EXACTLY_ONCE_KINDS
 from millstream.engine.store.types import OperatorState
+from millstream.engine.waiting import check_waits, exchanges_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ class Plan:
 
     Attributes:
         graph: after pruning and push-down; ids are those of the graph as written.
-        event_time: whether any operator needs watermarks.
+        event_time: whether any operator needs watermarks, or any source waits for others.
         states: what each source, sink and stateful operator keeps.
         predicates: by source, what was offered to it: rows for which it is not true get no further anyway.
     """
@@ -80,13 +80,13 @@ def make_plan(job: str, graph: Graph, parallelism: int = 1) -> Plan:
     """Plan a job.
 
     Raises:
-        JobError: the job has no source or no sink, or a source would wait for itself to end.
+        JobError: the job has no source or no sink, or a source would wait for itself.
     """
     _check_complete(job, graph)
-    _check_waits(graph)
+    check_waits(graph)
     if parallelism < 1:
         raise JobError(f"parallelism must be at least 1, got {parallelism}")
-    event_time = any(isinstance(n.body, OperatorSpec) and n.body.uses_event_time for n in graph.nodes.values())
+    event_time = any(_uses_event_time(node) for node in graph.nodes.values())
     offered = ((node.id, _predicate(graph, node)) for node in graph.sources())
     predicates = {id_: predicate for id_, predicate in offered if predicate is not None}
     pruned, wanted = _prune(graph, event_time, predicates)
@@ -114,29 +114,14 @@ def _check_complete(job: str, graph: Graph) -> None:
         raise JobError(f"job {job!r} has no sink, so it would have no effect: end a stream with .write(...)")
 
 
-def _check_waits(graph: Graph) -> None:
-    """Raise JobError if a source would wait for its own end: what is broadcast is read before the other inputs."""
-    waits: TopologicalSorter[str] = TopologicalSorter()
-    for node in graph.nodes.values():
-        kinds = [exchange.kind for exchange in _exchanges(node)]
-        if ExchangeKind.BROADCAST not in kinds:
-            continue
-        first: set[str] = set()
-        later: set[str] = set()
-        for edge, kind in zip(node.inputs, kinds, strict=True):
-            names = {source.name for source in graph.sources_behind(edge.node)}
-            (first if kind is ExchangeKind.BROADCAST else later).update(names)
-        for name in later:
-            waits.add(name, *first)
-    try:
-        waits.prepare()
-    except CycleError as error:
-        cycle = " waits for ".join(repr(name) for name in reversed(error.args[1]))
-        raise JobError(
-            f"source {cycle}: a table is read to its end before the first row that is joined with "
-            "it, so what is joined with it cannot come from the same source. Read the source twice, under two names, "
-            "as in job.read(source, name='table')"
-        ) from None
+def _uses_event_time(node: Node) -> bool:
+    match node.body:
+        case Read():
+            return node.body.max_ahead is not None
+        case OperatorSpec():
+            return node.body.uses_event_time
+        case Write():
+            return False
 
 
 def _keeps_something(graph: Graph, node: Node) -> bool:
@@ -245,7 +230,7 @@ def _stages(graph: Graph, parallelism: int, wanted: Wanted) -> tuple[Stage, ...]
     stage_of: dict[OperatorId, int] = {}
     drafts: list[tuple[int, list[OperatorId], tuple[StageInput, ...]]] = []
     for node in graph.nodes.values():
-        exchanges = _exchanges(node)
+        exchanges = exchanges_of(node)
         exchange = next((into for into in exchanges if into.kind is not ExchangeKind.BROADCAST), FORWARD)
         upstream = [
             drafts[stage_of[edge.node]][0]
@@ -264,15 +249,6 @@ def _stages(graph: Graph, parallelism: int, wanted: Wanted) -> tuple[Stage, ...]
         stage_of[node.id] = len(drafts)
         drafts.append((width, [node.id], inputs))
     return tuple(Stage(i, width, ids[0], tuple(ids), inputs) for i, (width, ids, inputs) in enumerate(drafts))
-
-
-def _exchanges(node: Node) -> list[Exchange]:
-    if not isinstance(node.body, OperatorSpec):
-        return [FORWARD for _ in node.inputs]
-    found = [node.body.exchange_of(index) for index in range(len(node.inputs))]
-    if len({exchange.kind for exchange in found} - {ExchangeKind.BROADCAST}) > 1:
-        raise InternalError(f"{node.label}: its inputs cannot be distributed in different ways: {found}")
-    return found
 
 
 def _width(exchange: Exchange, upstream: list[int], parallelism: int) -> int:

@@ -11,13 +11,14 @@ import pyarrow as pa
 from millstream.engine.element import Epoch, Generation
 from millstream.engine.errors import InternalError
 from millstream.engine.failpoints import hit
-from millstream.engine.graph import Node, Read, Write
+from millstream.engine.graph import Node, OperatorId, Read, Write
 from millstream.engine.logs import log
 from millstream.engine.operator import FORWARD, Calls, ExchangeKind, Operator, OperatorContext, OperatorSpec
 from millstream.engine.plan import Plan, Stage, StageInput
 from millstream.engine.runtime.chain import ChannelTarget, OperatorTarget, Ports, SinkTarget, Target
 from millstream.engine.runtime.channel import CAPACITY, ROWS_BEFORE_SLOW, Channel
 from millstream.engine.runtime.letters import schedule_replays
+from millstream.engine.runtime.pace import Pace, Pacing
 from millstream.engine.runtime.source_reading import SourceReading
 from millstream.engine.runtime.splits import SplitQueue
 from millstream.engine.runtime.subtask import Acknowledge, ChannelSubtask, Parts, SourceSubtask, Subtask
@@ -26,6 +27,7 @@ from millstream.engine.state import StateTable
 from millstream.engine.store.store import CheckpointStore
 from millstream.engine.store.types import MarkedLetter, SplitPosition
 from millstream.engine.time import END_OF_TIME, Clock
+from millstream.engine.waiting import sources_met
 
 
 @dataclass
@@ -168,6 +170,20 @@ class Builder:
             made[node.id] = node.body.sink.committer(self._input(node), self._sink_context(node, 0, self._width(node)))
         return made
 
+    @cached_property
+    def _pacings(self) -> dict[OperatorId, Pacing]:
+        """By source, if it waits for others or others for it."""
+        met = sources_met(self._plan.graph)
+        together = {id_ for others in met.values() for id_ in others}
+        nodes = self._plan.graph.nodes
+        pace = Pace({id_: self._width(nodes[id_]) for id_ in together})
+        made = {}
+        for id_ in together:
+            body = nodes[id_].body
+            assert isinstance(body, Read)
+            made[id_] = Pacing(pace, met.get(id_, frozenset()), body.max_ahead or 0)
+        return made
+
     def _placement(self) -> Iterator[int]:
         for stage in self._plan.stages:
             for index in range(stage.parallelism):
@@ -202,7 +218,8 @@ class Builder:
         root = self._plan.graph.nodes[stage.root]
         if isinstance(root.body, Read):
             head = self._ports(stage, index, root, parts, name)
-            reading = SourceReading(root, root.body, self._queues[root.id], self._clock, index)
+            pacing = self._pacings.get(root.id)
+            reading = SourceReading(root, root.body, self._queues[root.id], self._clock, index, pacing)
             return SourceSubtask(name, parts, self._acknowledge, reading, head)
         target = self._target(stage, index, root, parts, name)
         aside = any(made.operator.works_aside for made in parts.operators)

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from millstream.engine.errors import DataError
 from millstream.engine.graph import Node, Read
+from millstream.engine.runtime.pace import Pacing, Slowest
 from millstream.engine.runtime.splits import SplitQueue
 from millstream.engine.source import Chunk, DeadLetter, ReadContext, SplitEnd, SplitOrder, SplitReader
 from millstream.engine.store.types import NodeLetters, SplitPosition
@@ -25,6 +26,7 @@ class OpenSplit:
     moved_at: float
     quiet_since: float | None = None
     idle: bool = False
+    ahead_since: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +40,10 @@ class Rows:
 class SourceReading:
     """Reads the splits of one subtask. Not thread-safe: only its subtask calls it."""
 
-    def __init__(self, node: Node, read: Read, queue: SplitQueue, clock: Clock, subtask: int) -> None:
+    def __init__(
+        self, node: Node, read: Read, queue: SplitQueue, clock: Clock, subtask: int, pacing: Pacing | None = None
+    ) -> None:
+        self._pacing = pacing
         self._node = node
         self._subtask = subtask
         self._read = read
@@ -70,7 +75,7 @@ class SourceReading:
         while True:
             self._open_more()
             ended = False
-            for split in self._in_turn():
+            for split in self._not_ahead(self._in_turn()):
                 got = split.reader.read()
                 if got is SplitEnd.FINISHED:
                     self._finish(split)
@@ -90,6 +95,7 @@ class SourceReading:
         """
         exhausted, time = self.exhausted, self._time_of_splits()
         self._queue.note(self._subtask, time)
+        self._note_pace(exhausted)
         if exhausted:
             return END_OF_TIME
         return self._queue.time_of_others() if time is None else time
@@ -103,6 +109,39 @@ class SourceReading:
         if len(known) < len(active) or not (known or idle):
             return START_OF_TIME
         return (min(known) if known else max(idle)) - self._read.max_delay
+
+    def _note_pace(self, exhausted: bool) -> None:
+        if self._pacing is None:
+            return
+        pace = self._pacing.pace
+        if exhausted or self.idle:
+            pace.note_uncounted(self._node.id, self._subtask)
+        elif not self._open:
+            pace.note_nothing(self._node.id, self._subtask)
+        else:
+            pace.note(self._node.id, self._subtask, min(_event_time(split) for split in self._open if not split.idle))
+
+    def _not_ahead(self, splits: list[OpenSplit]) -> list[OpenSplit]:
+        """Leave out those whose rows are too new beside those of others."""
+        slowest = self.slowest
+        if slowest is None or self._pacing is None:
+            return splits
+        ready = []
+        for split in splits:
+            if _event_time(split) <= slowest.time + self._pacing.max_ahead:
+                split.ahead_since = None
+                ready.append(split)
+            elif split.ahead_since is None:
+                # While nobody asks it is not quiet either.
+                split.ahead_since, split.quiet_since = self._clock.monotonic(), None
+        return ready
+
+    @property
+    def slowest(self) -> Slowest | None:
+        """Whom this source waits for, if it is too far ahead; None: for nobody. May be asked from any thread."""
+        if self._pacing is None or not self._pacing.others:
+            return None
+        return self._pacing.pace.slowest(self._pacing.others)
 
     @property
     def open_splits(self) -> tuple[OpenSplit, ...]:

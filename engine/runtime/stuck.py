@@ -10,9 +10,10 @@ from millstream.engine.graph import OperatorId, Read
 from millstream.engine.runtime.build import Running
 from millstream.engine.runtime.chain import OperatorTarget, SinkTarget
 from millstream.engine.runtime.coordinator import Coordinator, Phase
+from millstream.engine.runtime.pace import Slowest
 from millstream.engine.runtime.source_reading import OpenSplit
 from millstream.engine.runtime.subtask import ChannelSubtask, Progress, SourceSubtask, Subtask
-from millstream.engine.time import END_OF_TIME, START_OF_TIME
+from millstream.engine.time import END_OF_TIME, START_OF_TIME, show_duration
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +21,7 @@ class Hold:
     """One thing that something waits for.
 
     Attributes:
-        waits: ``watermark`` or ``barrier``.
+        waits: ``watermark``, ``barrier``, or ``reading``: of a source that is too far ahead of another.
         holder: the split or operator, by name.
         seconds: for how long; None: nobody knows.
         watermark: the watermark it holds, microseconds; None: there is none yet, or it is a barrier.
@@ -41,7 +42,7 @@ def holds(running: Running, coordinator: Coordinator, now: float) -> list[Hold]:
         now: the monotonic time of the job's clock.
     """
     look = _Look(running, coordinator, now)
-    found = [*look.barrier(), *(look.watermarks() if running.plan.event_time else ())]
+    found = [*look.barrier(), *(look.watermarks() if running.plan.event_time else ()), *look.reading()]
     return list(dict.fromkeys(found))
 
 
@@ -186,6 +187,34 @@ class _Look:
 
     def _no_timeout(self, read: Read) -> str:
         return "" if read.idle_timeout else "; with idle_timeout= it would stop holding the others back"
+
+    # --- sources that wait for others -----------------------------------------------------------------------------
+
+    def reading(self) -> Iterator[Hold]:
+        """Of each source that waits, the split that is furthest ahead, and what it waits for."""
+        furthest: dict[str, tuple[OpenSplit, Slowest]] = {}
+        for subtask in self._running.sources:
+            slowest = subtask.reading.slowest
+            ahead = [split for split in subtask.reading.open_splits if split.ahead_since is not None]
+            if slowest is None or not ahead:
+                continue
+            name, split = _bare(subtask).rpartition("[")[0], max(ahead, key=_time)
+            if name not in furthest or _time(split) > _time(furthest[name][0]):
+                furthest[name] = split, slowest
+        for name, (split, slowest) in furthest.items():
+            yield self._too_far_ahead(name, split, slowest)
+
+    def _too_far_ahead(self, name: str, split: OpenSplit, slowest: Slowest) -> Hold:
+        other = self._running.plan.graph.nodes[slowest.source].name
+        behind = [s for s in self._running.sources if _bare(s).rpartition("[")[0] == other]
+        found = [hold for hold in (self._split(subtask) for subtask in behind) if hold is not None]
+        hold = min(found, key=lambda hold: START_OF_TIME if hold.watermark is None else hold.watermark, default=None)
+        by = "" if slowest.time == START_OF_TIME else f" {show_duration(max(0, _time(split) - slowest.time))}"
+        reason = f"split {split.at.split.id!r} of source {name!r} is{by} ahead of it, further than its max_ahead"
+        since = None if split.ahead_since is None else self._now - split.ahead_since
+        if hold is None:
+            return Hold("reading", f"source {other!r}", since, _known(slowest.time), reason)
+        return Hold("reading", hold.holder, since, _known(slowest.time), f"{reason}; {hold.reason}")
 
     # --- names ------------------------------------------------------------------------------------------------
 
