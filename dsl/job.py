@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 from millstream.engine.errors import JobError, SchemaError
-from millstream.engine.expression import col
-from millstream.engine.graph import Edge, Graph, Read, check_columns
+from millstream.engine.expression import Expr, col
+from millstream.engine.graph import Edge, Graph, Markers, Read, check_columns
 from millstream.engine.plan import Plan, make_plan
 from millstream.engine.source import Source
 from millstream.engine.time import Duration, micros
@@ -49,7 +49,7 @@ class Job:
         self.name = name
         self._graph = Graph()
 
-    def read(
+    def read(  # noqa: PLR0913 - all by name
         self,
         source: Source,
         *,
@@ -57,6 +57,8 @@ class Job:
         max_delay: Duration = 0,
         idle_timeout: Duration = 0,
         max_ahead: Duration | None = None,
+        watermark: Expr | None = None,
+        keep_markers: bool = False,
         name: str | None = None,
     ) -> Stream:
         """Read a source.
@@ -69,29 +71,23 @@ class Job:
             max_ahead: how much newer its rows may be than those of the slowest of the sources that they meet in a join
                 or union, and of its own other splits; before a split is read further it waits for these. What waits
                 in joins and windows is bounded by it. A source that has ended or is idle is not waited for.
+            watermark: which rows are markers, as in ``col("kind") == "heartbeat"``. Event time is then told by these
+                alone: one says that of its split no row before its own time (less ``max_delay``) is still to come.
+            keep_markers: whether markers go on among the other rows.
             name: another name for the source; positions are kept under it, so that the source itself may change.
 
         Raises:
-            JobError: ``source`` is not a source, or there is ``max_ahead`` without event time.
-            SchemaError: ``event_time`` is not a timestamp column of it.
+            JobError: ``source`` is not a source, or an option makes no sense without another.
+            SchemaError: ``event_time`` is not a timestamp column of it, or ``watermark`` no condition over its columns.
         """
         if not isinstance(source, Source):
             raise JobError(f"job.read() takes a source such as ms.files('orders/*.jsonl'), got {source!r}")
-        if event_time is not None:
-            check_columns(source.schema, [event_time], f"event_time of source {source.name!r}")
-            type_ = source.schema.field(event_time).type
-            if not (pa.types.is_timestamp(type_) or pa.types.is_date(type_)):
-                raise SchemaError(
-                    f"event_time of source {source.name!r}: column {event_time!r} is {type_}, expected a timestamp. "
-                    f"Read it as one: give the source schema={{..., {event_time!r}: 'timestamp[us]'}}"
-                )
-        if max_ahead is not None and event_time is None:
-            raise JobError(
-                f"source {source.name!r}: max_ahead= compares event time: name its column, as in "
-                "job.read(..., event_time='paid_at', max_ahead='1m')"
-            )
+        options = {"max_ahead": max_ahead, "watermark": watermark}
+        needed_by = next((name for name, value in options.items() if value is not None), None)
+        _check_time(source, event_time, needed_by)
+        markers = _markers_of(source, watermark, keep_markers)
         ahead = None if max_ahead is None else micros(max_ahead)
-        read = Read(source, event_time, micros(max_delay), micros(idle_timeout), ahead)
+        read = Read(source, event_time, micros(max_delay), micros(idle_timeout), ahead, markers)
         node = self._graph.read(read, name)
         return Stream(self._graph, Edge(node.id), col(event_time) if event_time else None)
 
@@ -164,6 +160,41 @@ class Job:
             moved_from=Path(moved_from).resolve() if moved_from is not None else None,
         )
         return run_job(plan, settings, control=control)
+
+
+def _check_time(source: Source, event_time: str | None, needed_by: str | None) -> None:
+    if event_time is None:
+        if needed_by is not None:
+            raise JobError(
+                f"source {source.name!r}: {needed_by}= is about event time: name its column, as in "
+                "job.read(..., event_time='paid_at')"
+            )
+        return
+    check_columns(source.schema, [event_time], f"event_time of source {source.name!r}")
+    type_ = source.schema.field(event_time).type
+    if not (pa.types.is_timestamp(type_) or pa.types.is_date(type_)):
+        raise SchemaError(
+            f"event_time of source {source.name!r}: column {event_time!r} is {type_}, expected a timestamp. "
+            f"Read it as one: give the source schema={{..., {event_time!r}: 'timestamp[us]'}}"
+        )
+
+
+def _markers_of(source: Source, watermark: Expr | None, kept: bool) -> Markers | None:
+    if watermark is None:
+        if kept:
+            raise JobError("keep_markers= keeps the rows that watermark= names: say which, or leave it out")
+        return None
+    if not isinstance(watermark, Expr):
+        raise JobError(
+            f"source {source.name!r}: watermark= says which rows are markers, as in col('kind') == 'heartbeat', got "
+            f"{watermark!r}"
+        )
+    type_ = watermark.type_in(source.schema)
+    if not pa.types.is_boolean(type_):
+        raise SchemaError(
+            f"source {source.name!r}: watermark= needs a condition that is true or false; {watermark} is {type_}"
+        )
+    return Markers(watermark, kept)
 
 
 def _refuse_while_imported() -> None:

@@ -11,6 +11,7 @@ from typing import NewType, TypeAlias
 import pyarrow as pa
 from millstream.engine.changelog import WEIGHT, is_changelog
 from millstream.engine.errors import JobError, SchemaError
+from millstream.engine.expression import Expr
 from millstream.engine.operator import MAIN, OperatorSpec
 from millstream.engine.sink import Sink
 from millstream.engine.source import Source
@@ -35,6 +36,19 @@ class Edge:
 
 
 @dataclass(frozen=True, slots=True)
+class Markers:
+    """Rows of a source that say how far event time has come.
+
+    Attributes:
+        rows: true of a row of which the event time is a watermark: no row of its split before it is still to come.
+        kept: whether they go on among the others.
+    """
+
+    rows: Expr
+    kept: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Read:
     """A source in the graph.
 
@@ -44,6 +58,7 @@ class Read:
         idle_timeout: a split without rows for so long (microseconds) stops holding the watermark back; 0: never.
         max_ahead: a split whose rows are so much newer (microseconds) than those of the slowest split that it meets is
             not read on for now; None: it never waits.
+        markers: which rows tell the watermark; None: every row does.
     """
 
     source: Source
@@ -51,6 +66,7 @@ class Read:
     max_delay: int = 0
     idle_timeout: int = 0
     max_ahead: int | None = None
+    markers: Markers | None = None
 
     def identity(self) -> str:
         """What positions are kept under: reading the same source with another delay is the same source."""

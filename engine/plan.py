@@ -198,7 +198,12 @@ def _narrowest(schema: pa.Schema) -> str:
 def _pushed_down(read: Read, ports: Mapping[str, frozenset[str]], event_time: bool, predicate: Expr | None) -> Read:
     time = read.event_time if event_time else None
     columns = ports[MAIN] | ({time} if time else frozenset())
-    source = read.source.pushed_down(columns or frozenset([_narrowest(read.source.schema)]), predicate, time)
+    asked = time
+    if read.markers is not None:
+        # They have to come whatever is done with the other rows; and these do not tell the time.
+        columns, asked = columns | read.markers.rows.columns(), None
+        predicate = None if predicate is None else predicate | read.markers.rows
+    source = read.source.pushed_down(columns or frozenset([_narrowest(read.source.schema)]), predicate, asked)
     return replace(read, source=source, event_time=time)
 
 

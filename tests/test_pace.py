@@ -234,7 +234,7 @@ def test_a_table_is_not_waited_for_and_does_not_wait() -> None:
 
 
 def test_mistakes() -> None:
-    with pytest.raises(JobError, match="max_ahead= compares event time: name its column"):
+    with pytest.raises(JobError, match="max_ahead= is about event time: name its column"):
         ms.Job("j").read(ms.memory_source(batches(5)), max_ahead="1m")
     with pytest.raises(JobError, match="not a duration"):
         ms.Job("j").read(ms.memory_source(batches(5)), event_time="at", max_ahead="soon")

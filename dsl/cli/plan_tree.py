@@ -96,8 +96,15 @@ def _gone_before(plan: Plan, written: Graph, node: Node) -> set[str]:
 
 
 def _lateness(read: Read) -> str:
-    delay = f"rows come at most {show_duration(read.max_delay)} late" if read.max_delay else "rows come in order"
-    return delay + (f", idle after {show_duration(read.idle_timeout)}" if read.idle_timeout else "")
+    told = "rows come in order" if read.markers is None else f"told by rows with {bare(read.markers.rows)}"
+    parts = [f"rows come at most {show_duration(read.max_delay)} late" if read.max_delay else told]
+    if read.max_delay and read.markers is not None:
+        parts.append(told)
+    if read.idle_timeout:
+        parts.append(f"idle after {show_duration(read.idle_timeout)}")
+    if read.max_ahead is not None:
+        parts.append(f"at most {show_duration(read.max_ahead)} ahead of others")
+    return ", ".join(parts)
 
 
 def _guarantee(plan: Plan, path: Guarantee) -> Text:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import pyarrow as pa
 import pyarrow.compute as pc
 from millstream.engine.errors import DataError
-from millstream.engine.graph import Node, Read
+from millstream.engine.graph import Markers, Node, Read
 from millstream.engine.runtime.pace import Pacing, Slowest
 from millstream.engine.runtime.splits import SplitQueue
 from millstream.engine.source import Chunk, DeadLetter, ReadContext, SplitEnd, SplitOrder, SplitReader
@@ -222,13 +222,23 @@ class SourceReading:
     def _note_rows(self, split: OpenSplit, got: pa.RecordBatch | Chunk) -> Rows:
         split.moved, split.idle, split.quiet_since, split.moved_at = True, False, None, self._clock.monotonic()
         chunk = got if isinstance(got, Chunk) else Chunk(got, got.num_rows, None)
+        chunk = chunk if self._read.markers is None else self._heeding(chunk, self._read.markers)
         time = chunk.max_time
-        if time is None and self._read.event_time is not None and chunk.batch.num_rows:
+        if time is None and self._read.markers is None and self._read.event_time is not None and chunk.batch.num_rows:
             time = _max_time(chunk.batch, self._read.event_time, self._queue.source.name)
         if time is not None:
             known = split.at.max_time
             split.at = replace(split.at, max_time=time if known is None else max(known, time))
         return Rows(chunk.batch, chunk.rows_read)
+
+    def _heeding(self, chunk: Chunk, markers: Markers) -> Chunk:
+        """Take the time from the rows that tell it, and these out of the others."""
+        marked = markers.rows.evaluate(chunk.batch).fill_null(False)
+        time = None
+        if self._read.event_time is not None:
+            time = _max_time(chunk.batch.filter(marked), self._read.event_time, self._queue.source.name)
+        rest = chunk.batch if markers.kept else chunk.batch.filter(pc.invert(marked))
+        return Chunk(rest, chunk.rows_read, time)
 
 
 def _event_time(split: OpenSplit) -> int:
