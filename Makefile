@@ -8,7 +8,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --co
 # Test files side by side; one after the other: make test PROCESSES=
 PROCESSES ?= --numprocesses auto --maxprocesses 4 --dist loadfile
 
-.PHONY: demo test lint clean
+.PHONY: demo test servers lint clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/runtime.stamp
@@ -16,6 +16,10 @@ demo: $(VENV)/runtime.stamp
 
 test: $(VENV)/dev.stamp
 	$(BIN)/pytest $(PROCESSES) $(ARGS)
+
+# What tests of connectors run against; without it they are skipped. Needs Java 17 or newer, and Maven.
+servers:
+	$(PYTHON) tests/servers/kafka.py
 
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check
