@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from millstream.connectors.files_source import files
     from millstream.connectors.generator import generator
     from millstream.connectors.memory import memory_sink, memory_source
+    from millstream.connectors.postgres_sink import postgres_sink
     from millstream.connectors.printing import print_sink
     from millstream.engine.errors import (
         DataError,
@@ -62,6 +63,7 @@ _HOMES = {
     "millstream.connectors.files_source": ("files",),
     "millstream.connectors.generator": ("generator",),
     "millstream.connectors.memory": ("memory_sink", "memory_source"),
+    "millstream.connectors.postgres_sink": ("postgres_sink",),
     "millstream.connectors.printing": ("print_sink",),
     "millstream.engine.errors": (
         "DataError",
@@ -153,6 +155,7 @@ __all__ = [
     "memory_source",
     "min",
     "parquet",
+    "postgres_sink",
     "prev",
     "print_sink",
     "quantile",

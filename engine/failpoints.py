@@ -45,6 +45,11 @@ NAMES: Final = (
     "files.rename",  # one of an epoch's files has been moved
     "files.gathered",  # all of them have been; the epoch's folder is not visible yet
     "files.visible",  # all of the epoch is visible; that is not written down yet
+    "postgres.begun",  # an epoch's transaction has begun, and has its marker locked
+    "postgres.written",  # its rows and its marker are written, not committed
+    "postgres.visible",  # it is committed in the server; nobody knows
+    "duckdb.written",  # a DuckDB file has an epoch's rows and marker, not committed
+    "duckdb.visible",  # it is committed in the file; nobody knows
     "recovery.begin",  # the store is open, nothing decided
     "recovery.declared",  # the new generation is written down, with what it drops and migrates
     "recovery.commit_again",  # before the last epoch's effects are repeated
