@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
+from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, overload
 
 import pyarrow as pa
 from millstream.engine.errors import JobError, SchemaError
 from millstream.engine.expression import Expr, col
 from millstream.engine.graph import Edge, Graph, Markers, Read, check_columns
 from millstream.engine.plan import Plan, make_plan
-from millstream.engine.source import Source
+from millstream.engine.source import MessageSource, Source
 from millstream.engine.time import Duration, micros
 from millstream.stream import Stream
 
 if TYPE_CHECKING:
+    from millstream.deduplicating import DeduplicatedStream
     from millstream.engine.runtime.coordinator import CheckpointSettings
     from millstream.engine.runtime.monitor import JobStatus
     from millstream.engine.runtime.run import Control, JobResult
@@ -49,6 +51,34 @@ class Job:
         self.name = name
         self._graph = Graph()
 
+    @overload
+    def read(
+        self,
+        source: MessageSource,
+        *,
+        event_time: str | None = None,
+        max_delay: Duration = 0,
+        idle_timeout: Duration = 0,
+        max_ahead: Duration | None = None,
+        watermark: Expr | None = None,
+        keep_markers: bool = False,
+        name: str | None = None,
+    ) -> DeduplicatedStream: ...
+
+    @overload
+    def read(
+        self,
+        source: Source,
+        *,
+        event_time: str | None = None,
+        max_delay: Duration = 0,
+        idle_timeout: Duration = 0,
+        max_ahead: Duration | None = None,
+        watermark: Expr | None = None,
+        keep_markers: bool = False,
+        name: str | None = None,
+    ) -> Stream: ...
+
     def read(  # noqa: PLR0913 - all by name
         self,
         source: Source,
@@ -62,6 +92,9 @@ class Job:
         name: str | None = None,
     ) -> Stream:
         """Read a source.
+
+        Of a source whose senders repeat messages, such as ``ms.http_source(..., id="order")``, only the first of each
+        id is read; the others are in ``.duplicates`` of the result, and those too late to tell in ``.late``.
 
         Args:
             source: for example ``ms.files("orders/*.jsonl")``.
@@ -88,8 +121,14 @@ class Job:
         markers = _markers_of(source, watermark, keep_markers)
         ahead = None if max_ahead is None else micros(max_ahead)
         read = Read(source, event_time, micros(max_delay), micros(idle_timeout), ahead, markers)
-        node = self._graph.read(read, name)
-        return Stream(self._graph, Edge(node.id), col(event_time) if event_time else None)
+        edge = Edge(self._graph.read(read, name).id)
+        time = col(event_time) if event_time else None
+        if isinstance(source, MessageSource):
+            from millstream.deduplicating import first_of
+
+            within = None if source.within is None else timedelta(microseconds=source.within)
+            return first_of(self._graph, edge, time, (source.message_id,), within, None)
+        return Stream(self._graph, edge, time)
 
     @property
     def graph(self) -> Graph:

@@ -182,3 +182,21 @@ class Source(ABC):
     def guarantee(self) -> str:
         """One sentence for the plan: what is read again after a crash, and why."""
         return "replayable: positions are in the checkpoint" if self.replayable else "not replayable"
+
+
+class MessageSource(Source):
+    """A source of messages that are sent again until their sender knows that they were taken in.
+
+    A message that is sent again comes as one more row. ``job.read`` puts an operator behind such a source that drops
+    it, so nobody can forget to.
+    """
+
+    @property
+    @abstractmethod
+    def message_id(self) -> str:
+        """The column that names a message, always the same way."""
+
+    @property
+    def within(self) -> int | None:
+        """How long an id is remembered: microseconds of event time; None: for ever."""
+        return None

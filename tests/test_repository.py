@@ -39,7 +39,7 @@ SYNONYMS = {
     r"retraction": "weight",
     r"topology": "graph",
 }
-HEAVY = ("numba", "llvmlite", "pandas", "polars", "confluent_kafka", "psycopg", "deltalake", "pyiceberg")
+HEAVY = ("aiohttp", "numba", "llvmlite", "pandas", "polars", "confluent_kafka", "psycopg", "deltalake", "pyiceberg")
 
 
 def name(path: Path) -> str:
