@@ -38,10 +38,10 @@ if TYPE_CHECKING:
         UserCodeError,
     )
     from millstream.engine.expression import Expr, call, col, lit, when
+    from millstream.engine.retry import retry
     from millstream.engine.runtime.run import Control, JobResult
     from millstream.job import Job
     from millstream.operators.aggregates import count, first, last, max, mean, min, sum
-    from millstream.operators.async_map import retry
     from millstream.operators.collecting import collect, count_distinct
     from millstream.operators.count_window import count_window
     from millstream.operators.match_expressions import prev
@@ -84,10 +84,10 @@ _HOMES = {
         "UserCodeError",
     ),
     "millstream.engine.expression": ("Expr", "call", "col", "lit", "when"),
+    "millstream.engine.retry": ("retry",),
     "millstream.engine.runtime.run": ("Control", "JobResult"),
     "millstream.job": ("Job",),
     "millstream.operators.aggregates": ("count", "first", "last", "max", "mean", "min", "sum"),
-    "millstream.operators.async_map": ("retry",),
     "millstream.operators.collecting": ("collect", "count_distinct"),
     "millstream.operators.count_window": ("count_window",),
     "millstream.operators.match_expressions": ("prev",),

@@ -14,7 +14,7 @@ from millstream.engine.time import Duration
 from millstream.operators.python import FlatMap, Map, MapBatches, OnError
 
 if TYPE_CHECKING:
-    from millstream.operators.async_map import Retry
+    from millstream.engine.retry import Retry
     from millstream.stream import Stream
 
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import enum
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+from millstream.engine.errors import InternalError
 from millstream.engine.memory import bytes_by_part
+from millstream.engine.source import DeadLetter
 from millstream.engine.state import StateDelta, StateTable
 
 
@@ -27,6 +29,10 @@ class SinkKind(enum.Enum):
 EXACTLY_ONCE_KINDS = frozenset({SinkKind.IDEMPOTENT, SinkKind.TWO_PHASE, SinkKind.OUTBOX})
 
 
+def _nowhere(epoch: int, letters: Sequence[DeadLetter]) -> None:
+    raise InternalError(f"dead letters of epoch {epoch} outside a generation: {letters}")
+
+
 @dataclass(frozen=True, slots=True)
 class SinkContext:
     """What a running sink may know of its place in the job.
@@ -37,6 +43,8 @@ class SinkContext:
         generation: the start of the job this is.
         restored: the epoch it goes on from; 0: it starts anew, or as a fork that has shown nothing of its own yet.
         store: where its checkpoints are; None: they go with the run, so nobody comes back for what it leaves.
+        put_aside: for the committer: makes dead letters of messages durable that the destination refuses for good.
+            It takes their epoch; those that it has had before, with the same split and position, change nothing.
     """
 
     job: str
@@ -47,6 +55,7 @@ class SinkContext:
     parallelism: int
     restored: int = 0
     store: Path | None = None
+    put_aside: Callable[[int, Sequence[DeadLetter]], None] = _nowhere
 
 
 @dataclass(frozen=True, slots=True)

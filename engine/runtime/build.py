@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import pyarrow as pa
 from millstream.engine.element import Epoch, Generation
@@ -17,7 +17,7 @@ from millstream.engine.operator import FORWARD, Calls, ExchangeKind, Operator, O
 from millstream.engine.plan import Plan, Stage, StageInput
 from millstream.engine.runtime.chain import ChannelTarget, OperatorTarget, Ports, SinkTarget, Target
 from millstream.engine.runtime.channel import CAPACITY, ROWS_BEFORE_SLOW, Channel
-from millstream.engine.runtime.letters import schedule_replays
+from millstream.engine.runtime.letters import SinkLetters, schedule_replays
 from millstream.engine.runtime.pace import Pace, Pacing
 from millstream.engine.runtime.source_reading import SourceReading
 from millstream.engine.runtime.splits import SplitQueue
@@ -36,7 +36,7 @@ class Running:
 
     ``worker_of`` says which of ``plan.parallelism`` workers steps a subtask. ``uneven`` are the subtasks whose
     watermarks are their own: those of sources, and those that read from one subtask of each input only, besides what is
-    broadcast.
+    broadcast. ``sink_letters`` is what committers have put aside since.
     """
 
     plan: Plan
@@ -45,12 +45,14 @@ class Running:
     committers: dict[str, Committer]
     channels: list[tuple[str, str, Channel]]
     uneven: frozenset[str]
+    sink_letters: SinkLetters
 
     @property
     def dead_letters(self) -> int:
         """How many dead letters this generation has made so far."""
         of_operators = (o.ports.dead_letters for s in self.subtasks for o in s.parts.operators)
-        return sum(s.reading.dead_letters for s in self.sources) + sum(of_operators)
+        of_sources = (s.reading.dead_letters for s in self.sources)
+        return sum(of_sources) + sum(of_operators) + self.sink_letters.counts.total()
 
     @property
     def sources(self) -> list[SourceSubtask]:
@@ -115,6 +117,7 @@ class Builder:
         self._calls = calls
         self._capacity = channel_capacity
         self._lasting = lasting
+        self._sink_letters = SinkLetters(store)
         self._channels: dict[tuple[int, int, int], list[Channel]] = {}  # (stage, input, subtask) -> from upstream
         self._wiring: list[tuple[str, str, Channel]] = []
         self._hurrying: set[int] = set()  # stages with an operator that works aside, and those before them
@@ -153,8 +156,10 @@ class Builder:
         schedule_replays(self.replayed, self._plan, subtasks)
         for subtask in subtasks:
             subtask.parts.start_clock(self._clock)
+        self._sink_letters.begin()
         workers = {s.name: i for s, i in zip(subtasks, self._placement(), strict=True)}
-        return Running(self._plan, subtasks, workers, self.committers, self._wiring, frozenset(self._uneven()))
+        uneven = frozenset(self._uneven())
+        return Running(self._plan, subtasks, workers, self.committers, self._wiring, uneven, self._sink_letters)
 
     def _uneven(self) -> Iterator[str]:
         for stage in self._plan.stages:
@@ -208,6 +213,7 @@ class Builder:
             parallelism=parallelism,
             restored=self._store.shown_until(self._restored),
             store=self._store.path if self._lasting else None,
+            put_aside=partial(self._sink_letters.put_aside, node.id, node.name),
         )
 
     # -- one subtask -------------------------------------------------------------------------------------------

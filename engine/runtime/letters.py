@@ -15,7 +15,9 @@ from millstream.engine.operator import Exchange, ExchangeKind, OperatorSpec
 from millstream.engine.plan import Plan
 from millstream.engine.runtime.chain import OperatorTarget
 from millstream.engine.runtime.subtask import Subtask
-from millstream.engine.store.types import MarkedLetter
+from millstream.engine.source import DeadLetter
+from millstream.engine.store.store import CheckpointStore
+from millstream.engine.store.types import MarkedLetter, NodeLetters
 
 _MOST_ROWS: Final = 1_024
 
@@ -43,6 +45,22 @@ class LetterLimit:
     def exceeded(self) -> bool:
         """Whether that is too many."""
         return self.count > self.most
+
+
+class SinkLetters:
+    """What committers put aside: written at once, behind the commit point, and counted for as long as it runs."""
+
+    def __init__(self, store: CheckpointStore) -> None:
+        self._store = store
+        self.counts: Counter[str] = Counter()
+
+    def begin(self) -> None:
+        """Count from now on: what came before, while the last epoch was committed again, is in the store's count."""
+        self.counts.clear()
+
+    def put_aside(self, node_id: str, name: str, epoch: int, letters: Sequence[DeadLetter]) -> None:
+        """As ``SinkContext.put_aside``, of one sink."""
+        self.counts[name] += self._store.add_letters(epoch, [NodeLetters(node_id, name, 0, dead) for dead in letters])
 
 
 def misfits(letters: Sequence[MarkedLetter], plan: Plan) -> Counter[str]:

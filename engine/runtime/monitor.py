@@ -20,8 +20,8 @@ class JobStatus:
         rows_written: by sink, rows of this generation.
         watermarks: by source, the lowest over its subtasks (microseconds); None: nothing known.
         counters: by operator, what it counts (late rows and the like), summed over its subtasks.
-        dead_letters: by source, rows of this generation that could not be read and were put aside; by operator, if
-            there are any, rows that could not be processed.
+        dead_letters: by source, rows of this generation that could not be read and were put aside; by operator and
+            sink, if there are any, rows that could not be processed and messages that were refused.
         memory: bytes by operator or sink at the last barrier; those that hold next to nothing are left out.
         blocked: subtasks that wait for room at the moment.
         waiting_for: subtasks a running checkpoint waits for.
@@ -65,6 +65,7 @@ def look(running: Running, coordinator: Coordinator, generation: int) -> JobStat
                 of[key] = of.get(key, 0) + value
             if operator.ports.dead_letters:
                 dead[operator.name] = dead.get(operator.name, 0) + operator.ports.dead_letters
+    dead.update(running.sink_letters.counts)
     return JobStatus(
         generation=generation,
         rows_read=read,

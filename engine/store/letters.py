@@ -99,6 +99,24 @@ def write_letters(connection: duckdb.DuckDBPyConnection, epoch: int, letters: Se
         insert_arrow(connection, "dead_letters", rows_to_arrow(rows, DEAD_LETTERS))
 
 
+def add_letters(connection: duckdb.DuckDBPyConnection, epoch: int, letters: Sequence[NodeLetters]) -> int:
+    """Write dead letters of an epoch that is committed, inside a transaction; return how many are new.
+
+    One that stands there already, of the same node, split and position, is not written again.
+    """
+    (highest,) = connection.execute(
+        "SELECT coalesce(max(number), 0) FROM dead_letters WHERE epoch = ?", [epoch]
+    ).fetchall()
+    known = set(
+        connection.execute("SELECT node, split, position FROM dead_letters WHERE epoch = ?", [epoch]).fetchall()
+    )
+    new = [row for of in letters for row in _rows(of) if (row[2], row[4], row[5]) not in known]
+    rows = [[epoch, number, *row] for number, row in enumerate(new, start=highest[0] + 1)]
+    if rows:
+        insert_arrow(connection, "dead_letters", rows_to_arrow(rows, DEAD_LETTERS))
+    return len(rows)
+
+
 def _rows(letters: NodeLetters) -> Iterator[list[Any]]:
     """The columns of ``dead_letters`` after epoch and number."""
     node, name, subtask, dead = letters.node_id, letters.name, letters.subtask, letters.dead

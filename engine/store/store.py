@@ -37,6 +37,7 @@ from millstream.engine.store.letters import (
     ALL,
     LetterChange,
     Selection,
+    add_letters,
     change_letters,
     count_letters,
     letters_of,
@@ -52,6 +53,7 @@ from millstream.engine.store.types import (
     CheckpointData,
     Manifest,
     MarkedLetter,
+    NodeLetters,
     OperatorState,
     SplitPosition,
     StoreFacts,
@@ -267,6 +269,17 @@ class CheckpointStore:
     def letters_to_replay(self) -> list[MarkedLetter]:
         """The dead letters that are to be replayed, oldest first."""
         return self._reading(lambda query: replayable_letters(query, Selection(marked=True)))
+
+    def add_letters(self, epoch: int, letters: Sequence[NodeLetters]) -> int:
+        """Write dead letters of an epoch that is committed, those that are not there yet; return how many those were.
+
+        Raises:
+            StoreError: it was not done; see ``commit`` for what is certain then.
+        """
+        with self._transaction(f"add dead letters of epoch {epoch}") as connection:
+            added = add_letters(connection, epoch, letters)
+            hit("letters.change")
+        return added
 
     def change_letters(self, selection: Selection, change: LetterChange) -> int:
         """Mark dead letters, take the mark off, or drop them; all of those selected or none. Return how many.
