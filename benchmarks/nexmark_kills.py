@@ -19,11 +19,11 @@ from typing import Final
 
 import msgspec
 import pyarrow.parquet as pq
-from millstream.benchmarks.job_on_disk import STARTING, JobOnDisk
-from millstream.benchmarks.killer import Kill, Killer, Process, Tortured
 from millstream.benchmarks.nexmark_files import STREAMS, events_file
 from millstream.benchmarks.nexmark_run import ALREADY_FINISHED, RunReport
 from millstream.benchmarks.nexmark_verify import verify
+from millstream.torture.job_on_disk import STARTING, JobOnDisk
+from millstream.torture.killer import Kill, Killer, Process, Tortured
 from rich.table import Table
 
 AT_WORK: Final = 0.3

@@ -12,8 +12,8 @@ import pyarrow as pa
 from millstream import Expr, Stream, col, when
 from millstream.benchmarks.nexmark_events import PLACES, ROUND
 from millstream.benchmarks.nexmark_files import events_file
-from millstream.benchmarks.nexmark_pace import paced
 from millstream.engine.source import Source
+from millstream.torture.pace import paced
 
 
 class Events:

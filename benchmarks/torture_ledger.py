@@ -8,8 +8,8 @@ from pathlib import Path
 from statistics import median
 
 import msgspec
-from millstream.benchmarks.killer import Kill
 from millstream.benchmarks.torture_reader import Findings
+from millstream.torture.killer import Kill
 from rich.table import Table
 
 

@@ -18,8 +18,6 @@ from pathlib import Path
 
 import click
 import msgspec
-from millstream.benchmarks.job_on_disk import JobOnDisk
-from millstream.benchmarks.killer import Killer, Tortured
 from millstream.benchmarks.nexmark_events import event_of_row, rows_of
 from millstream.benchmarks.nexmark_files import write_events
 from millstream.benchmarks.nexmark_verify import verify
@@ -27,6 +25,8 @@ from millstream.benchmarks.torture_job import BATCH_ROWS, PARALLELISM, QUERIES_R
 from millstream.benchmarks.torture_ledger import Ledger, tables
 from millstream.benchmarks.torture_reader import Findings
 from millstream.engine.store.reader import StoreReader
+from millstream.torture.job_on_disk import JobOnDisk
+from millstream.torture.killer import Killer, Tortured
 from rich.console import Console
 
 

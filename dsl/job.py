@@ -135,6 +135,12 @@ class Job:
         """The job as written."""
         return self._graph
 
+    def with_graph(self, graph: Graph) -> Job:
+        """Return a job of this name that runs another graph, such as this one's with other sinks."""
+        job = Job(self.name)
+        job._graph = graph
+        return job
+
     def plan(self, parallelism: int = 1) -> Plan:
         """Plan the job without running it. Raises JobError if it lacks a source or a sink."""
         return make_plan(self.name, self._graph, parallelism)

@@ -11,14 +11,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from millstream.benchmarks import nexmark_kills
-from millstream.benchmarks.killer import Kill
 from millstream.benchmarks.nexmark_events import FIRST_TIME, Timing
 from millstream.benchmarks.nexmark_files import write_events
 from millstream.benchmarks.nexmark_kills import KillOptions, Trial, kill_queries, table
-from millstream.benchmarks.nexmark_pace import BATCHES_A_SECOND, paced
 from millstream.benchmarks.nexmark_verify import Verdict, verify
 from millstream.engine.source import ReadContext, SplitEnd
 from millstream.testing import ManualClock
+from millstream.torture.killer import Kill
+from millstream.torture.pace import BATCHES_A_SECOND, paced
 from rich.console import Console
 
 OUT_OF_ORDER = Timing(rate=2_000, disorder=3_000_000, first=FIRST_TIME)

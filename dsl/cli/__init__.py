@@ -21,6 +21,7 @@ from millstream.cli.plan import plan
 from millstream.cli.run import run
 from millstream.cli.savepoint import savepoint
 from millstream.cli.state import state
+from millstream.cli.torture import torture
 from millstream.engine.errors import MillstreamError
 
 
@@ -62,7 +63,7 @@ def commands() -> None:
     """
 
 
-for command in (checkpoints, deadletters, explain_stuck, fork, init, plan, run, savepoint, state):
+for command in (checkpoints, deadletters, explain_stuck, fork, init, plan, run, savepoint, state, torture):
     commands.add_command(command)
 
 

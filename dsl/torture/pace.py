@@ -118,5 +118,8 @@ class _PacedReader(SplitReader):
     def position(self) -> Position:
         return self._reader.position()
 
+    def committed(self, position: Position) -> None:
+        self._reader.committed(position)
+
     def close(self) -> None:
         self._reader.close()

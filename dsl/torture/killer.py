@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
 import msgspec
-from millstream.benchmarks.job_on_disk import JobOnDisk
+from millstream.torture.job_on_disk import JobOnDisk
 
 LOOK: Final = 0.001
 """Seconds between two looks at what the job is doing."""
@@ -29,6 +29,10 @@ class Tortured(Exception):
     """The run cannot go on; the text says why."""
 
 
+class Ended(Tortured):
+    """The job has come to its end before it could be killed."""
+
+
 class Kill(msgspec.Struct, frozen=True):
     """One start that was killed.
 
@@ -38,6 +42,7 @@ class Kill(msgspec.Struct, frozen=True):
         restored: the last epoch acknowledged before it was started; 0: it began anew.
         epoch: the last epoch acknowledged when it had died.
         recovery: seconds from its start to its first new epoch; None if it did not live to see one.
+        how: by what it was killed.
     """
 
     after: float
@@ -45,6 +50,7 @@ class Kill(msgspec.Struct, frozen=True):
     restored: int
     epoch: int
     recovery: float | None
+    how: str = "SIGKILL"
 
 
 @dataclass
@@ -107,5 +113,7 @@ class Killer:
             time.sleep(LOOK)
 
     def _demand_alive(self, process: Process) -> None:
-        if process.poll() is not None:
-            raise Tortured(f"the job ended by itself with exit code {process.returncode}; see {self.log}")
+        code = process.poll()
+        if code is not None:
+            kind = Tortured if code else Ended
+            raise kind(f"the job ended by itself with exit code {code}; see {self.log}")
