@@ -143,6 +143,31 @@ class Stream(Joins, TakesFunctions):
         """
         return self._then(sample_of(self.schema, fraction, by, seed), self._time)._keyed(self._key)
 
+    def rate_limit(self, rows_per_second: float, *, name: str | None = None) -> Stream:
+        """Let no more than so many rows a second through, in their order; those behind wait, back to the sources.
+
+        All rows of the job go through one subtask, so the limit holds for any parallelism. The first may go at once;
+        after a pause up to a tenth of a second's worth. Rows that wait are part of checkpoints, which do not wait for them.
+
+        Args:
+            rows_per_second: more than 0; it may be another one at the next start.
+            name: names the operator.
+
+        Raises:
+            JobError: the rate is no number above 0.
+            SchemaError: state cannot hold a column.
+
+        >>> import millstream as ms
+        >>> job, out = ms.Job("j"), ms.memory_sink()
+        >>> job.read(ms.memory_source([{"n": n} for n in range(3)])).rate_limit(1000).write(out)
+        >>> _ = job.run()
+        >>> out.rows()
+        [{'n': 0}, {'n': 1}, {'n': 2}]
+        """
+        from millstream.operators.rate_limit import RateLimit
+
+        return self._then(RateLimit(rows_per_second), self._time, name)._keyed(self._key)
+
     # -- several streams ---------------------------------------------------------------------------------------
 
     def union(self, *others: Stream) -> Stream:

@@ -5,27 +5,22 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-from millstream.engine.codes import plain_type
-from millstream.engine.errors import JobError, SchemaError
+from millstream.engine.errors import JobError
 from millstream.engine.expression_types import Schema, schema_of
 from millstream.engine.operator import MAIN, Operator, OperatorSpec
 from millstream.engine.retry import NO_RETRY, Retry
-from millstream.engine.state import DELETED, StateTable
-from millstream.engine.store.columns import storage_type
+from millstream.engine.state import StateTable
 from millstream.engine.time import Duration, micros
+from millstream.operators.in_hand_table import check_can_be_in_hand, in_hand_table
 from millstream.operators.python import OnError, check_arguments, function_name, function_place, shown_schema
-from millstream.operators.windowed import distinct_names
 
 if TYPE_CHECKING:
     from millstream.engine.expression import Expr
 
 AsyncRowFunction = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
-
-NAMING: Final = ("epoch", "subtask", "number")
-"""What names a row in hand: the epoch and subtask that first wrote it down, and a number among those."""
 
 
 class AsyncMap(OperatorSpec):
@@ -92,23 +87,12 @@ class AsyncMap(OperatorSpec):
 
     def output_schemas(self, inputs: Sequence[pa.Schema]) -> Mapping[str, pa.Schema]:
         """Return the schema as promised. Raises SchemaError when state cannot hold a column of the input."""
-        for field in inputs[0]:
-            try:
-                storage_type(plain_type(field.type))
-            except SchemaError as error:
-                raise SchemaError(
-                    f"map_async() keeps the rows that are being worked on in state, and column {field.name!r} cannot "
-                    f"be: {error}; leave it out before, with drop({field.name!r})"
-                ) from None
+        check_can_be_in_hand(inputs[0], "map_async()")
         return {MAIN: self.schema}
 
     def state_tables(self, inputs: Sequence[pa.Schema]) -> tuple[StateTable, ...]:
         """One row per row in hand: what names it, the watermark that came before it, its columns."""
-        names = distinct_names([*NAMING, "after", *inputs[0].names], {DELETED})
-        types = [pa.int64()] * 4 + [plain_type(field.type) for field in inputs[0]]
-        schema = pa.schema(list(zip(names, types, strict=True)))
-        # By the subtask that wrote them down: rows that were in order stay with one subtask, and so in order.
-        return (StateTable("in_hand", schema, NAMING, route_by=("subtask",)),)
+        return (in_hand_table(inputs[0]),)
 
     def build(self, inputs: Sequence[pa.Schema]) -> Operator:
         """Make one running copy."""

@@ -5,21 +5,21 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 from millstream.engine.errors import MillstreamError, UserCodeError
-from millstream.engine.operator import Fault, Operator, OperatorContext, Output
-from millstream.engine.state import StateDelta, StateTable
-from millstream.engine.time import START_OF_TIME, show_duration
+from millstream.engine.operator import Fault, OperatorContext, Output
+from millstream.engine.state import StateTable
+from millstream.engine.time import show_duration
 from millstream.operators.code_version import code_version
 from millstream.operators.python import function_place
 from millstream.operators.python_operator import blames_rows, times_of
 from millstream.operators.python_rows import MOST_ROWS, BadRow, RowCollector, shown_row
-from millstream.operators.rows_in_hand import Part, RowsInHand
+from millstream.operators.rows_in_hand import HoldingOperator, Part
 
 if TYPE_CHECKING:
     from millstream.operators.async_map import AsyncMap
@@ -50,7 +50,7 @@ class _Call:
         self.future: Future[Any]
 
 
-class AsyncMapOperator(Operator):
+class AsyncMapOperator(HoldingOperator):
     """Calls are started by the subtask's thread, run elsewhere, and are looked at again by the subtask's thread.
 
     Ordered: no result goes out before those of older rows, nor before a watermark that came before its row.
@@ -58,17 +58,13 @@ class AsyncMapOperator(Operator):
     never late. Both: a watermark goes on after all rows that came before it.
     """
 
-    works_aside = True
-
     def __init__(self, spec: AsyncMap, table: StateTable, schema: pa.Schema) -> None:
+        super().__init__(table, schema)
         self._spec = spec
         self._input = schema
         self._collector = RowCollector(spec.schema, "return")
-        self._hand = RowsInHand(table, schema)
         self._keeps = spec.on_error == "dead_letter"
         self._code = code_version(spec.fn) if self._keeps else ""
-        self._time = START_OF_TIME
-        self._restored = False
         self._calls: deque[_Call] = deque()  # ordered only
         self._done: deque[_Call] = deque()  # unordered only; the calls' threads append to it
         self._running = 0
@@ -76,30 +72,16 @@ class AsyncMapOperator(Operator):
 
     def open(self, context: OperatorContext) -> None:
         """Note where calls run."""
+        super().open(context)
         self._context = context
-        self._hand.subtask = context.subtask
         self._draw = random.Random(f"{context.job}/{context.operator}/{context.subtask}")  # noqa: S311 - jitter
 
     # -- rows in -----------------------------------------------------------------------------------------------
 
     def process(self, batch: pa.RecordBatch, out: Output) -> None:
         """Take rows in hand, and call for as many as may run at once."""
-        del out
-        self._settle(START_OF_TIME)
-        self._hand.add(batch, self._time)
+        super().process(batch, out)
         self._start_calls()
-
-    def on_watermark(self, time: int, out: Output) -> None:
-        """Rows that come from now on came after it."""
-        del out
-        self._settle(time)
-        self._time = time
-
-    def _settle(self, time: int) -> None:
-        """Rows that are restored may come from subtasks that were further on in event time."""
-        if self._restored:
-            self._restored = False
-            self._hand.lower(time)
 
     def _start_calls(self) -> None:
         for part, index, row in self._hand.take(self._spec.concurrency - self._running):
@@ -214,27 +196,6 @@ class AsyncMapOperator(Operator):
         after = self._hand.held_watermark
         while self._calls and self._calls[0].future.done() and self._calls[0].part.after == after:
             yield self._calls.popleft()
-
-    def held_watermark(self) -> int | None:
-        """The last watermark that came before the oldest row in hand."""
-        return self._hand.held_watermark
-
-    # -- state -------------------------------------------------------------------------------------------------
-
-    def snapshot(self, epoch: int) -> Mapping[str, StateDelta]:
-        """The rows in hand."""
-        delta = self._hand.delta(epoch)
-        return {} if delta is None else {"in_hand": delta}
-
-    def restore(self, table: str, batches: Iterable[pa.RecordBatch], full_from: int) -> None:
-        """Take the rows in hand back; they are called for when the job runs."""
-        del table, full_from
-        self._hand.restore(batches)
-        self._restored = True
-
-    def memory(self) -> Mapping[str, int]:
-        """The rows in hand; what else there is belongs to the calls' thread and grows with their number only."""
-        return {"rows in hand": self._hand.nbytes}
 
     def counters(self) -> Mapping[str, int]:
         """How often a row was called for again."""

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from millstream.engine.codes import Bools, Ints, fixed_codes, plain
+from millstream.engine.operator import Operator, OperatorContext, Output
 from millstream.engine.state import DELETED, StateDelta, StateTable
+from millstream.engine.time import START_OF_TIME
 from millstream.operators.changes import latest
 from millstream.operators.python_rows import rows_as_dicts
 
@@ -46,6 +48,12 @@ class Part:
         """The result of a row has gone out."""
         self._there[index] = False
         self.left -= 1
+
+    def remove_until(self, end: int) -> None:
+        """Those that nobody has taken, before row ``end``, go out."""
+        self._there[self.next : end] = False
+        self.left -= end - self.next
+        self.next = end
 
     def name(self, epoch: int, subtask: int, first: int) -> int:
         """Name the rows unless they are; return the first number not given to any."""
@@ -102,6 +110,11 @@ class RowsInHand:
         return bool(self._untaken)
 
     @property
+    def untaken(self) -> int:
+        """How many rows wait for their turn."""
+        return sum(part.rows.num_rows - part.next for part in self._untaken)
+
+    @property
     def held_watermark(self) -> int | None:
         """The last watermark that came before the oldest row; None without rows."""
         return next(iter(self._parts.values())).after if self._parts else None
@@ -126,6 +139,22 @@ class RowsInHand:
     def remove(self, part: Part, index: int) -> None:
         """The result of a row has gone out."""
         part.remove(index)
+        self._forget_if_empty(part)
+
+    def let_go(self, count: int) -> Iterator[pa.RecordBatch]:
+        """Yield the next rows, ``count`` at most, as far as the next watermark among them; they have gone out then."""
+        after = self.held_watermark
+        while count > 0 and self._untaken and self._untaken[0].after == after:
+            part = self._untaken[0]
+            first, end = part.next, min(part.next + count, part.rows.num_rows)
+            part.remove_until(end)
+            count -= end - first
+            if end == part.rows.num_rows:
+                self._untaken.popleft()
+            self._forget_if_empty(part)
+            yield part.rows.slice(first, end - first)
+
+    def _forget_if_empty(self, part: Part) -> None:
         if not part.left:
             del self._parts[id(part)]
             if part.stored:
@@ -162,3 +191,55 @@ class RowsInHand:
         """Let no row have come after a later watermark than ``time``, of the subtasks it may have come from."""
         for part in self._parts.values():
             part.after = min(part.after, time)
+
+
+class HoldingOperator(Operator):
+    """What operators with rows in hand have in common; the rows are state, and wait for whatever lets them go."""
+
+    works_aside = True
+
+    def __init__(self, table: StateTable, schema: pa.Schema) -> None:
+        self._hand = RowsInHand(table, schema)
+        self._time = START_OF_TIME
+        self._restored = False
+
+    def open(self, context: OperatorContext) -> None:
+        """Rows are written down under the subtask's number."""
+        self._hand.subtask = context.subtask
+
+    def process(self, batch: pa.RecordBatch, out: Output) -> None:
+        """Take rows in hand."""
+        del out
+        self._settle(START_OF_TIME)
+        self._hand.add(batch, self._time)
+
+    def on_watermark(self, time: int, out: Output) -> None:
+        """Rows that come from now on came after it."""
+        del out
+        self._settle(time)
+        self._time = time
+
+    def _settle(self, time: int) -> None:
+        """Rows that are restored may come from subtasks that were further on in event time."""
+        if self._restored:
+            self._restored = False
+            self._hand.lower(time)
+
+    def held_watermark(self) -> int | None:
+        """The last watermark that came before the oldest row in hand."""
+        return self._hand.held_watermark
+
+    def snapshot(self, epoch: int) -> Mapping[str, StateDelta]:
+        """The rows in hand."""
+        delta = self._hand.delta(epoch)
+        return {} if delta is None else {"in_hand": delta}
+
+    def restore(self, table: str, batches: Iterable[pa.RecordBatch], full_from: int) -> None:
+        """Take the rows in hand back."""
+        del table, full_from
+        self._hand.restore(batches)
+        self._restored = True
+
+    def memory(self) -> Mapping[str, int]:
+        """The rows in hand; what else there is grows with their number only, and may belong to other threads."""
+        return {"rows in hand": self._hand.nbytes}

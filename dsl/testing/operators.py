@@ -307,7 +307,14 @@ class _Running:
             self._clock.advance(0.01 if ends else 0)
             for subtask in aside:
                 self._take_ready(subtask)
+                if ends and subtask.uses_clock:
+                    self._wake_by_clock(subtask)
         assert not ends or not aside, f"{self._spec.describe()}: rows stay in hand though the input has ended"
+
+    def _wake_by_clock(self, subtask: Operator) -> None:
+        due = subtask.next_due()
+        if due is not None and due <= self._clock.wall():
+            subtask.on_clock(self._clock.wall(), self.out)
 
     def _take_ready(self, subtask: Operator) -> None:
         while subtask.is_ready():

@@ -158,7 +158,9 @@ class _Look:
         """The operator, if any, that keeps a watermark that has come from going on."""
         for part in subtask.parts.operators:
             if part.passed < part.time:
-                reason = "a later one waits for the rows it has in hand, and they for what is at work on them outside"
+                reason = (
+                    "a later one waits for the rows it has in hand, until what is outside, or the clock, lets them go"
+                )
                 return Hold("watermark", self._part(part, subtask), None, _known(part.passed), reason)
         return None
 
