@@ -147,7 +147,8 @@ class Stream(Joins, TakesFunctions):
         """Let no more than so many rows a second through, in their order; those behind wait, back to the sources.
 
         All rows of the job go through one subtask, so the limit holds for any parallelism. The first may go at once;
-        after a pause up to a tenth of a second's worth. Rows that wait are part of checkpoints, which do not wait for them.
+        after a pause up to a tenth of a second's worth. Rows that wait are part of checkpoints, which do not wait for
+        them.
 
         Args:
             rows_per_second: more than 0; it may be another one at the next start.
