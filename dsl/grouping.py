@@ -276,21 +276,32 @@ class GroupedStream:
             name=name,
         )
 
-    def agg(self, *misplaced: Any, name: str | None = None, **aggregates: Any) -> Stream:
+    def agg(
+        self,
+        *misplaced: Any,
+        ttl: Duration | None = None,
+        clock: str | None = None,
+        name: str | None = None,
+        **aggregates: Any,
+    ) -> Stream:
         """Reduce all rows of each key so far to one row: the keys, the aggregates. The result is a changelog.
 
         It is brought up to date with every batch: the results that have changed are taken back and the new ones
         follow. ``changes()`` shows all of that, ``final()`` what it comes to in the end. State grows with the number
-        of keys.
+        of keys, or with ``ttl`` of those that had a row lately.
 
         Args:
             misplaced: nothing; aggregates need names.
+            ttl: how long a group lives after its last row. It is then forgotten, and its result taken back; a later row
+                of its key begins anew. Without it groups live for ever.
+            clock: measures ``ttl``: ``"event"`` (the default where the stream has event time: the watermark) or
+                ``"processing"``.
             name: names the operator.
             aggregates: ``column=ms.sum("amount")``. ``first`` and ``last`` go by event time if the stream has one,
                 otherwise by arrival.
 
         Raises:
-            JobError: an aggregate has no name, or there is none.
+            JobError: an aggregate has no name, or there is none; or ``ttl`` makes no sense.
             SchemaError: an aggregate cannot take its argument, or two columns would have one name.
 
         >>> import millstream as ms
@@ -307,9 +318,10 @@ class GroupedStream:
         {'shop': 'a', 'n': 1, 'weight': -1}
         {'shop': 'a', 'n': 3, 'weight': 1}
         """
-        from millstream.operators.group_aggregate import GroupAggregate
+        from millstream.operators.group_aggregate import GroupAggregate, time_to_live
 
-        spec = GroupAggregate(self._keys, _aggregates(misplaced, name, aggregates), self._time)
+        lives = time_to_live(ttl, clock, self._time)
+        spec = GroupAggregate(self._keys, _aggregates(misplaced, name, aggregates), self._time, lives)
         stream = Stream(self._graph, Edge(self._graph.operator(spec, [self._edge], name).id), None)
         return stream._keyed(self._keys)
 

@@ -376,14 +376,22 @@ class Stream(Joins, TakesFunctions):
 
         return over(self, (), functions, rows, range, name)
 
-    def agg(self, *misplaced: Any, name: str | None = None, **aggregates: Any) -> Stream:
+    def agg(
+        self,
+        *misplaced: Any,
+        ttl: Duration | None = None,
+        clock: str | None = None,
+        name: str | None = None,
+        **aggregates: Any,
+    ) -> Stream:
         """Reduce all rows so far to one row, a changelog; there is none before the first row comes.
 
         See ``GroupedStream.agg``.
         """
         from millstream.grouping import GroupedStream
 
-        return GroupedStream(self._graph, self._edge, self._time, ()).agg(*misplaced, name=name, **aggregates)
+        rows = GroupedStream(self._graph, self._edge, self._time, ())
+        return rows.agg(*misplaced, ttl=ttl, clock=clock, name=name, **aggregates)
 
     @overload
     def window(self, window: CountWindow) -> CountedStream: ...

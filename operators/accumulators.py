@@ -79,6 +79,10 @@ class Accumulator(ABC):
         self.merge(into, other.state(slots))
 
     @abstractmethod
+    def clear(self, slots: Ints) -> None:
+        """Have slots hold nothing again."""
+
+    @abstractmethod
     def compact(self, kept: Ints) -> None:
         """Keep the slots ``kept`` (ascending), which become 0..n-1."""
 
@@ -89,10 +93,6 @@ class Retractable(Accumulator):
     @abstractmethod
     def apply(self, slots: Ints, arguments: Sequence[pa.Array], times: Ints, weights: Ints) -> None:
         """As ``update``, with the weight of each row: int64, shape (n,), or NO_WEIGHTS."""
-
-    @abstractmethod
-    def clear(self, slots: Ints) -> None:
-        """Have slots hold nothing again."""
 
     def update(self, slots: Ints, arguments: Sequence[pa.Array], times: Ints) -> None:
         """As ``Accumulator.update``."""
@@ -123,7 +123,7 @@ class NumberAccumulator(Retractable):
             own[slots] = fixed_codes(column).view(own.dtype)
 
     def clear(self, slots: Ints) -> None:
-        """As ``Retractable.clear``."""
+        """As ``Accumulator.clear``."""
         for column in self.numbers:
             column[slots] = 0
 
@@ -253,6 +253,10 @@ class Extremes(Accumulator):
         self._best[slots] = order_codes(columns[0])
         self._seen[slots] = valid if len(valid) else True
 
+    def clear(self, slots: Ints) -> None:
+        """As ``Accumulator.clear``."""
+        self._seen[slots] = False
+
     def compact(self, kept: Ints) -> None:
         """As ``Accumulator.compact``."""
         self._best, self._seen = self._best[kept], self._seen[kept]
@@ -309,6 +313,10 @@ class ByteExtremes(Accumulator):
         """As ``Accumulator.load``."""
         self._cells.put(slots, columns[0])
 
+    def clear(self, slots: Ints) -> None:
+        """As ``Accumulator.clear``."""
+        self._cells.clear(slots)
+
     def compact(self, kept: Ints) -> None:
         """As ``Accumulator.compact``."""
         self._cells.compact(kept)
@@ -362,6 +370,11 @@ class Edges(Accumulator):
         times, valid = event_times(columns[1])
         self._times[slots] = times
         self._seen[slots] = valid if len(valid) else True
+
+    def clear(self, slots: Ints) -> None:
+        """As ``Accumulator.clear``."""
+        self._cells.clear(slots)
+        self._seen[slots] = False
 
     def compact(self, kept: Ints) -> None:
         """As ``Accumulator.compact``."""

@@ -57,6 +57,10 @@ class Cells(ABC):
         """Return the values of slots."""
 
     @abstractmethod
+    def clear(self, slots: Ints) -> None:
+        """Set slots, all different, to null."""
+
+    @abstractmethod
     def compact(self, kept: Ints) -> None:
         """Keep the slots ``kept`` (ascending), which become 0..n-1."""
 
@@ -97,6 +101,10 @@ class FixedCells(Cells):
     def get(self, slots: Ints) -> pa.Array:
         """As ``Cells.get``."""
         return fixed_array(self.codes[slots], self.valid[slots], self._type)
+
+    def clear(self, slots: Ints) -> None:
+        """As ``Cells.clear``."""
+        self.valid[slots] = False
 
     def compact(self, kept: Ints) -> None:
         """As ``Cells.compact``."""
@@ -155,6 +163,11 @@ class ByteCells(Cells):
         parts = [bitmap, pa.py_buffer(ends), pa.py_buffer(data)]
         return ordered_bytes_array(pa.Array.from_buffers(pa.large_binary(), len(slots), parts), self._type)
 
+    def clear(self, slots: Ints) -> None:
+        """As ``Cells.clear``."""
+        self._live -= _total(self.sizes[slots])
+        self.sizes[slots] = -1
+
     def compact(self, kept: Ints) -> None:
         """As ``Cells.compact``."""
         self.starts = self.starts[kept]
@@ -204,6 +217,11 @@ class RowCells(Cells):
         held = rows >= 0
         values = self._rows.take(rows[held]).column(0)
         return values.take(pa.array(np.cumsum(held) - 1, mask=~held))
+
+    def clear(self, slots: Ints) -> None:
+        """As ``Cells.clear``."""
+        self._live -= int((self._row_of[slots] >= 0).sum())
+        self._row_of[slots] = -1
 
     def compact(self, kept: Ints) -> None:
         """As ``Cells.compact``."""

@@ -63,6 +63,13 @@ class Deadlines:
         self.count -= len(taken)
         return taken
 
+    def earliest(self) -> int | None:
+        """Return the earliest time of any id; None if there is none."""
+        for level in self._levels:
+            if level:
+                return min(int(times.min()) for times, _ in level)
+        return None
+
     def clear(self) -> None:
         """Forget all ids."""
         for level in self._levels:

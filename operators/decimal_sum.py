@@ -100,7 +100,7 @@ class DecimalSum(Retractable):
             self._set(slot, self._value(slot) + int(overflows[at]) * _LIMIT)
 
     def clear(self, slots: Ints) -> None:
-        """As ``Retractable.clear``."""
+        """As ``Accumulator.clear``."""
         for column in (self._low, self._middle, self._high, self._counts):
             column[slots] = 0
 

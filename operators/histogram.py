@@ -117,6 +117,10 @@ class Histogram(ItemAccumulator):
         self._index.keep(ids)
         self._counts, self._lows, self._highs = self._counts[ids], self._lows[ids], self._highs[ids]
 
+    def clear(self, slots: Ints) -> None:
+        """As ``Accumulator.clear``."""
+        self._index.leave(slots)
+
     def compact(self, kept: Ints) -> None:
         """As ``Accumulator.compact``."""
         super().compact(kept)

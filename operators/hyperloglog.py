@@ -99,6 +99,11 @@ class HyperLogLog(Accumulator):
             slots, offsets, data, self._few, self._sizes, self._page_of, self._pages, self._count
         )
 
+    def clear(self, slots: Ints) -> None:
+        """As ``Accumulator.clear``."""
+        # A whole page that a slot had stays unused until the slots are compacted.
+        self._few[slots], self._sizes[slots], self._page_of[slots] = 0, 0, -1
+
     def compact(self, kept: Ints) -> None:
         """As ``Accumulator.compact``."""
         self._few, self._sizes = self._few[kept], self._sizes[kept]

@@ -64,6 +64,11 @@ class DistinctAccumulator(ItemAccumulator):
         """As ``ItemAccumulator.keep``."""
         self._index.keep(ids)
 
+    def clear(self, slots: Ints) -> None:
+        """As ``Accumulator.clear``."""
+        self._index.leave(slots)
+        self._counts[slots] = 0
+
     def compact(self, kept: Ints) -> None:
         """As ``Accumulator.compact``."""
         super().compact(kept)
@@ -132,6 +137,10 @@ class CollectAccumulator(ItemAccumulator):
     def keep(self, ids: Ints) -> None:
         """As ``ItemAccumulator.keep``."""
         self._rows.compact(ids)
+
+    def clear(self, slots: Ints) -> None:
+        """As ``Accumulator.clear``."""
+        self._counts[slots] = 0
 
     def compact(self, kept: Ints) -> None:
         """As ``Accumulator.compact``."""

@@ -120,7 +120,7 @@ class Multiset(ItemAccumulator, Retractable):
         self._weights, self._seen = self._weights[ids], self._seen[ids]
 
     def clear(self, slots: Ints) -> None:
-        """As ``Retractable.clear``; ``drop`` has taken the items."""
+        """As ``Accumulator.clear``; ``drop`` has taken the items."""
         self._index.leave(slots)
 
     def compact(self, kept: Ints) -> None:
@@ -168,7 +168,7 @@ class DistinctMultiset(Multiset):
         return pa.array(self._counts[slots])
 
     def clear(self, slots: Ints) -> None:
-        """As ``Retractable.clear``."""
+        """As ``Accumulator.clear``."""
         super().clear(slots)
         self._counts[slots] = 0
 
@@ -238,7 +238,7 @@ class BestOfMultiset(Multiset):
         self._best[held] = moved[self._best[held]]
 
     def clear(self, slots: Ints) -> None:
-        """As ``Retractable.clear``."""
+        """As ``Accumulator.clear``."""
         super().clear(slots)
         self._best[slots] = _NONE
 

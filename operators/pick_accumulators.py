@@ -80,6 +80,10 @@ class _Picks(Accumulator):
         self._values.put(slots, columns[0])
         self._put(slots, columns[1])
 
+    def clear(self, slots: Ints) -> None:
+        """As ``Accumulator.clear``."""
+        self._values.clear(slots)
+
     def compact(self, kept: Ints) -> None:
         """As ``Accumulator.compact``."""
         self._values.compact(kept)
@@ -113,6 +117,11 @@ class _PicksByWord(_Picks):
         self._best = resized(self._best, slots)
         self._seen = resized(self._seen, slots, fill=False)
 
+    def clear(self, slots: Ints) -> None:
+        """As ``Accumulator.clear``."""
+        super().clear(slots)
+        self._seen[slots] = False
+
     def compact(self, kept: Ints) -> None:
         """As ``Accumulator.compact``."""
         super().compact(kept)
@@ -143,6 +152,11 @@ class _PicksByBytes(_Picks):
         """As ``Accumulator.resize``."""
         super().resize(slots)
         self._cells.resize(slots)
+
+    def clear(self, slots: Ints) -> None:
+        """As ``Accumulator.clear``."""
+        super().clear(slots)
+        self._cells.clear(slots)
 
     def compact(self, kept: Ints) -> None:
         """As ``Accumulator.compact``."""

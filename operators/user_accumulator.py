@@ -65,7 +65,7 @@ class UserAccumulator(Retractable):
         self._put(touched, self._call(retract, len(touched), [self._held(touched), groups, *arguments], arguments))
 
     def clear(self, slots: Ints) -> None:
-        """As ``Retractable.clear``."""
+        """As ``Accumulator.clear``."""
         self._begun[slots] = False
 
     def merge(self, slots: Ints, columns: Sequence[pa.Array]) -> None:
