@@ -122,10 +122,14 @@ def unpack(committables: Sequence[Committable]) -> Letter:
 
 
 def settle(rows: pa.Table, keys: Sequence[str]) -> pa.Table:
-    """Return what the rows of all writers amount to: one row per key, with keys; all of them, without."""
+    """Return what the rows of all writers amount to: one row per key, in order of keys; all of them, without keys.
+
+    The order spares an index most of its work: half of what a server needed for random keys was measured.
+    """
     if not keys:
         return rows
-    return last_per_key(net_rows(rows) if is_changelog(rows.schema) else rows, keys)
+    last = last_per_key(net_rows(rows) if is_changelog(rows.schema) else rows, keys)
+    return last.sort_by([(key, "ascending") for key in keys])
 
 
 def check_keys(name: str, schema: pa.Schema, keys: Sequence[str]) -> None:

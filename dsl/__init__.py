@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from millstream.connectors.blackhole import blackhole
+    from millstream.connectors.duckdb_sink import duckdb_sink
     from millstream.connectors.duckdb_table import duckdb_table
     from millstream.connectors.files_sink import csv, jsonl, parquet
     from millstream.connectors.files_source import files
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "millstream.connectors.blackhole": ("blackhole",),
     "millstream.connectors.files_sink": ("csv", "jsonl", "parquet"),
+    "millstream.connectors.duckdb_sink": ("duckdb_sink",),
     "millstream.connectors.duckdb_table": ("duckdb_table",),
     "millstream.connectors.files_source": ("files",),
     "millstream.connectors.generator": ("generator",),
@@ -139,6 +141,7 @@ __all__ = [
     "count_window",
     "csv",
     "cumulating",
+    "duckdb_sink",
     "duckdb_table",
     "files",
     "first",
