@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http import HTTPStatus
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,6 +18,7 @@ from millstream.connectors.http_messages import Answer, Request
 from millstream.connectors.http_settings import Address, Limits, address, limits
 from millstream.connectors.json_decoder import JsonDecoder
 from millstream.connectors.record_blocks import Block
+from millstream.connectors.secrets import resolve
 from millstream.engine.errors import JobError
 from millstream.engine.expression_types import Schema, schema_of
 from millstream.engine.source import (
@@ -261,7 +262,10 @@ class _HttpReader(SplitReader):
         self._decoder = JsonDecoder(source.body)
         self._keep_bad = source.on_error == "dead_letter"
         self._inbox = Inbox(position, source.limits.requests, source.limits.waiting)
-        listening = Listening(source.name, source.address, source.limits, source.id_header, self._keep_bad)
+        address = source.address
+        if address.token is not None:
+            address = replace(address, token=resolve(address.token))
+        listening = Listening(source.name, address, source.limits, source.id_header, self._keep_bad)
         self._server = HttpServer(listening, self._inbox)
 
     def read(self) -> pa.RecordBatch | SplitEnd:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from millstream.connectors.files_sink import csv, jsonl, parquet
     from millstream.connectors.files_source import files
     from millstream.connectors.generator import generator
+    from millstream.connectors.http_sink import http_sink
     from millstream.connectors.http_source import http_source
     from millstream.connectors.memory import memory_sink, memory_source
     from millstream.connectors.postgres_sink import postgres_sink
@@ -65,6 +66,7 @@ _HOMES = {
     "millstream.connectors.duckdb_table": ("duckdb_table",),
     "millstream.connectors.files_source": ("files",),
     "millstream.connectors.generator": ("generator",),
+    "millstream.connectors.http_sink": ("http_sink",),
     "millstream.connectors.http_source": ("http_source",),
     "millstream.connectors.memory": ("memory_sink", "memory_source"),
     "millstream.connectors.postgres_sink": ("postgres_sink",),
@@ -146,6 +148,7 @@ __all__ = [
     "files",
     "first",
     "generator",
+    "http_sink",
     "http_source",
     "jsonl",
     "lag",

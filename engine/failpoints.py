@@ -50,6 +50,8 @@ NAMES: Final = (
     "postgres.visible",  # it is committed in the server; nobody knows
     "duckdb.written",  # a DuckDB file has an epoch's rows and marker, not committed
     "duckdb.visible",  # it is committed in the file; nobody knows
+    "http.confirmed",  # a receiver has answered a message; that is not noted yet
+    "http.put_aside",  # what it refused for good are dead letters; that is not noted yet
     "recovery.begin",  # the store is open, nothing decided
     "recovery.declared",  # the new generation is written down, with what it drops and migrates
     "recovery.commit_again",  # before the last epoch's effects are repeated

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import http.client
+import http.server
 import json
 import socket
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -93,3 +94,78 @@ def insist(port: int, body: Any, headers: Mapping[str, str] | None = None, path:
             return reply
         threading.Event().wait(0.05)
     raise AssertionError(f"nobody answers on port {port}")
+
+
+@dataclass(frozen=True)
+class Sent:
+    """A request that has come to a receiver."""
+
+    key: str
+    body: Any
+    headers: Mapping[str, str]
+    method: str
+
+
+class Receiver:
+    """A server that keeps what it is sent, and answers what it is told to.
+
+    Args:
+        answer: takes a request and how often its key has come, this time included; returns status, headers and text.
+    """
+
+    def __init__(self, answer: Callable[[Sent, int], tuple[int, dict[str, str], str]] | None = None) -> None:
+        self.requests: list[Sent] = []
+        self.most_at_once = 0
+        self._at_once = 0
+        self._lock = threading.Lock()
+        self._answer = answer or (lambda sent, times: (200, {}, ""))
+        receiver = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+            disable_nagle_algorithm = True
+
+            def handle_it(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                sent = Sent(self.headers["Idempotency-Key"], json.loads(body), dict(self.headers), self.command)
+                status, headers, text = receiver.received(sent)
+                self.send_response(status)
+                for name, value in {**headers, "Content-Length": str(len(text.encode()))}.items():
+                    self.send_header(name, value)
+                self.end_headers()
+                self.wfile.write(text.encode())
+
+            do_POST = do_PUT = handle_it  # noqa: N815
+
+            def log_message(self, *args: Any) -> None:
+                pass
+
+        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self.port = self._server.server_address[1]
+        self.url = f"http://127.0.0.1:{self.port}/hook"
+        threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+
+    def received(self, sent: Sent) -> tuple[int, dict[str, str], str]:
+        with self._lock:
+            self.requests.append(sent)
+            times = sum(other.key == sent.key for other in self.requests)
+            self._at_once += 1
+            self.most_at_once = max(self.most_at_once, self._at_once)
+        try:
+            return self._answer(sent, times)
+        finally:
+            with self._lock:
+                self._at_once -= 1
+
+    @property
+    def effects(self) -> list[Any]:
+        """The first body of each key: what a receiver that passes over keys it knows has done."""
+        first: dict[str, Any] = {}
+        for sent in self.requests:
+            first.setdefault(sent.key, sent.body)
+        return list(first.values())
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 
@@ -77,11 +77,16 @@ class Running:
 
     def let_go(self) -> None:
         """After a failure: close files and connections. Operators and writers stay as a crash would leave them."""
-        for close in (*(s.reading.close for s in self.sources), *(c.close for c in self.committers.values())):
-            try:
-                close()
-            except Exception as error:
-                log.warning("not closed after a failure", error=str(error))
+        close_all(*(s.reading.close for s in self.sources), *(c.close for c in self.committers.values()))
+
+
+def close_all(*closing: Callable[[], None]) -> None:
+    """Close one after the other, whatever happens: there is nothing to be done about it any more."""
+    for close in closing:
+        try:
+            close()
+        except Exception as error:
+            log.warning("not closed", error=str(error))
 
 
 class Builder:
@@ -188,6 +193,10 @@ class Builder:
             assert isinstance(body, Read)
             made[id_] = Pacing(pace, met.get(id_, frozenset()), body.max_ahead or 0)
         return made
+
+    def close_committers(self) -> None:
+        """Close them where no subtasks are to run."""
+        close_all(*(committer.close for committer in self.committers.values()))
 
     def _placement(self) -> Iterator[int]:
         for stage in self._plan.stages:

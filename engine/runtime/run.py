@@ -271,9 +271,12 @@ class _Run:
             lasting=self._settings.store is not None,
         )
         try:
-            self._settle(store, builder, restored)
-            if isinstance(decision, CommitAgain):
-                return self._result("already finished", decision.epoch)
+            with ExitStack() as unused:
+                unused.callback(builder.close_committers)
+                self._settle(store, builder, restored)
+                if isinstance(decision, CommitAgain):
+                    return self._result("already finished", decision.epoch)
+                unused.pop_all()
             if isinstance(decision, Resume):
                 self._warn_of_shared_sinks(store, facts)
                 log.info(

@@ -1,0 +1,130 @@
+"""Sender, proxy, job, proxy, receiver; proxies lose, repeat and reorder, the job is killed: each message counts once.
+
+For all i, count(f(M_i)) = 1. The receiver passes over keys it knows, as receivers do; the keys are made by the job, so
+a message that the job itself processed twice would come under two of them.
+"""
+
+from __future__ import annotations
+
+import http.client
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+from collections import Counter
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from http_kit import Receiver, free_port, post
+from http_proxy import UnreliableProxy
+
+JOB = """
+import os
+import millstream as ms
+
+job = ms.Job("pair")
+orders = job.read(ms.http_source(int(os.environ["PORT"]), schema={"order": str, "amount": int}, id="order"))
+doubled = orders.with_columns(amount=ms.col("amount") * 2)
+doubled.write(ms.http_sink(os.environ["HOOK"], retry=ms.retry(40, wait="2ms", longest="40ms"), name="hook"))
+"""
+
+POINTS = (
+    "store.before_commit",
+    "store.after_commit",
+    "sink.prepared",
+    "sink.commit",
+    "http.confirmed",
+    "http.confirmed",
+    "sink.committed",
+    "source.committed",
+    "recovery.commit_again",
+)
+
+
+def start(folder: Path, port: int, hook: str, failpoint: str) -> subprocess.Popen[bytes]:
+    environment = {**os.environ, "PORT": str(port), "HOOK": hook, "MILLSTREAM_FAILPOINTS": failpoint}
+    command = [sys.executable, "-m", "millstream", "run", "job.py", "--store", "pair.duckdb", "--every", "20ms"]
+    with (folder / "run.log").open("ab") as log:
+        return subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
+
+
+class Sender:
+    """Sends messages through a proxy, each until it is acknowledged."""
+
+    def __init__(self, seed: int, proxy: UnreliableProxy) -> None:
+        self._draw = random.Random(seed)
+        self._proxy = proxy
+        self._pool = ThreadPoolExecutor(12)
+        self._stopped = threading.Event()
+        self.sent: Counter[str] = Counter()
+        self.waiting: list[Future[None]] = []
+
+    def send(self, messages: list[dict[str, Any]]) -> None:
+        """Begin to send messages, some of them together, in an order of chance."""
+        self._draw.shuffle(messages)
+        while messages:
+            size = self._draw.choice([1, 1, 1, 2, 5])
+            batch, messages = messages[:size], messages[size:]
+            self.waiting.append(self._pool.submit(self._until_acknowledged, batch))
+
+    def _until_acknowledged(self, batch: list[dict[str, Any]]) -> None:
+        while not self._stopped.wait(0.01):
+            self.sent.update(message["order"] for message in batch)
+            try:
+                if post(self._proxy.port, batch).status == 200:
+                    return
+            except (OSError, http.client.HTTPException):
+                continue
+
+    def close(self) -> None:
+        self._stopped.set()
+        self._pool.shutdown()
+
+
+def check(seed: int, kills: int, folder: Path) -> Counter[str]:
+    draw = random.Random(seed)
+    (folder / "job.py").write_text(JOB)
+    port = free_port()
+    told = f"seed {seed} reproduces it; {folder / 'run.log'}"
+    with ExitStack() as held:
+        receiver = held.enter_context(closing(Receiver()))
+        into_job = held.enter_context(closing(UnreliableProxy(seed, port)))
+        out_of_job = held.enter_context(closing(UnreliableProxy(seed + 1, receiver.port)))
+        sender = held.enter_context(closing(Sender(seed, into_job)))
+        hook = f"http://127.0.0.1:{out_of_job.port}/hook"
+        for life in range(kills):
+            sender.send([{"order": f"{life}/{n}", "amount": n} for n in range(40)])
+            point = draw.choice(POINTS if life else POINTS[:-1])
+            hits = 1 if point.startswith("recovery") else draw.randint(1, 8)
+            process = start(folder, port, hook, f"{point}=kill@{hits}")
+            assert process.wait(60) == -signal.SIGKILL, f"not killed at {point}: {told}"
+        last = start(folder, port, hook, "")
+        for waiting in sender.waiting:
+            waiting.result(60)
+        last.send_signal(signal.SIGTERM)
+        assert last.wait(60) == 0, told
+        expected = {f"{life}/{n}": 2 * n for life in range(kills) for n in range(40)}
+        assert Counter(body["order"] for body in receiver.effects) == Counter(expected.keys()), told
+        assert {body["order"]: body["amount"] for body in receiver.effects} == expected, told
+        assert max(sender.sent.values()) > 1, "nothing was ever sent again"
+        assert len(receiver.requests) > len(receiver.effects), "nothing was ever repeated to the receiver"
+        return into_job.did + out_of_job.did
+
+
+FAULTS = {"drop the request", "drop the answer", "repeat", "delay", "pass", "nobody there"}
+
+
+def test_each_message_counts_once(tmp_path: Path) -> None:
+    assert check(seed=int(os.environ.get("PAIR_SEED", "1")), kills=3, folder=tmp_path).keys() == FAULTS
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("seed", range(100, 104))
+def test_each_message_counts_once_through_many_kills(seed: int, tmp_path: Path) -> None:
+    check(seed, kills=15, folder=tmp_path)
