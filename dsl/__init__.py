@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from millstream.connectors.http_sink import http_sink
     from millstream.connectors.http_source import http_source
     from millstream.connectors.memory import memory_sink, memory_source
+    from millstream.connectors.polling import generate, poll
     from millstream.connectors.postgres_sink import postgres_sink
     from millstream.connectors.printing import print_sink
     from millstream.engine.errors import (
@@ -70,6 +71,7 @@ _HOMES = {
     "millstream.connectors.http_source": ("http_source",),
     "millstream.connectors.memory": ("memory_sink", "memory_source"),
     "millstream.connectors.postgres_sink": ("postgres_sink",),
+    "millstream.connectors.polling": ("generate", "poll"),
     "millstream.connectors.printing": ("print_sink",),
     "millstream.engine.errors": (
         "DataError",
@@ -147,6 +149,7 @@ __all__ = [
     "duckdb_table",
     "files",
     "first",
+    "generate",
     "generator",
     "http_sink",
     "http_source",
@@ -164,6 +167,7 @@ __all__ = [
     "memory_source",
     "min",
     "parquet",
+    "poll",
     "postgres_sink",
     "prev",
     "print_sink",
