@@ -92,16 +92,16 @@ def grow(
 def table(growths: Sequence[Growth]) -> Table:
     """Return the growths for people."""
     shown = Table(title="Nexmark: what an event costs", caption=CAPTION, caption_justify="left")
-    for heading in ("query", "events", "ns/event", "ratio", "ns/further event", "ratio", "peak RSS", "checkpoints"):
+    for heading in ("query", "events", "ns/event", "ratio", "ns/further", "ratio", "peak RSS"):
         shown.add_column(heading, justify="left" if heading == "query" else "right")
     for growth in growths:
         for at, size in enumerate(growth.sizes):
             ratio = f"{growth.ratio(at):.2f}" if at else ""
             further = f"{growth.further(at):,.0f}" if at else ""
             of_further = f"{growth.further(at) / growth.further(1):.2f}" if at > 1 else ""
-            memory, checkpoints = f"{size.best.peak_rss / 2**20:,.0f} MiB", str(size.best.checkpoints)
+            memory = f"{size.best.peak_rss / 2**20:,.0f} MiB"
             numbers = (f"{size.input_events:,}", f"{size.nanoseconds:,.0f}", ratio, further, of_further)
-            shown.add_row("" if at else growth.query, *numbers, memory, checkpoints)
+            shown.add_row("" if at else growth.query, *numbers, memory)
         shown.add_section()
     return shown
 
