@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 from millstream.benchmarks.nexmark_bench import input_events
 from millstream.benchmarks.nexmark_measure import Measurement, Task
+from millstream.engine.errors import JobError
 from rich.table import Table
 
 BOUNDED: Final = ("q0", "q1", "q2", "q5", "q7", "q8", "q10", "q11", "q12", "q13", "q14", "q21", "q22")
@@ -77,10 +79,16 @@ def grow(
         runs: measurements of each size; the one of least processor time counts.
         measure: makes one measurement.
         progress: called with a line before each.
+
+    Raises:
+        JobError: two folders hold as many events.
     """
     found = []
     for query in queries:
         sizes = sorted((Size(str(f), input_events(query, f), []) for f in folders), key=lambda s: s.input_events)
+        for size, larger in pairwise(sizes):
+            if size.input_events == larger.input_events:
+                raise JobError(f"{size.events} and {larger.events} are of one size: give folders of several sizes")
         for turn in range(runs):
             for size in sizes:
                 progress(f"{query}, {size.input_events:,} events, run {turn + 1} of {runs}")

@@ -11,6 +11,7 @@ from millstream.benchmarks.nexmark_files import write_events
 from millstream.benchmarks.nexmark_growth import BOUNDED, as_json, grow, table
 from millstream.benchmarks.nexmark_measure import MILLSTREAM, Measurement, Task
 from millstream.benchmarks.nexmark_queries import QUERIES
+from millstream.engine.errors import JobError
 from rich.console import Console
 
 ROWS = {"large": 27_600, "small": 920, "middle": 9_200}  # bids of 30,000, 1,000 and 10,000 events
@@ -67,6 +68,11 @@ def test_the_table_and_the_file_show_the_growth(folders: list[Path]) -> None:
     ]
     assert [size["ratio"] for size in written[0]["sizes"]] == [1.0, 0.384, 0.653]
     assert [size["cpu_ns_per_further_event"] for size in written[0]["sizes"]] == [None, 1_000_000.0, 2_500_000.0]
+
+
+def test_folders_of_one_size_are_refused(folders: list[Path]) -> None:
+    with pytest.raises(JobError, match=r"small and .*small are of one size"):
+        grow(["q0"], [folders[1], folders[1]], Task(MILLSTREAM, "", ""), 1, Meter({"small": 1e-3}))
 
 
 def test_queries_of_bounded_state_are_queries() -> None:
