@@ -59,6 +59,12 @@ def generate(events: int, seed: int, out: Path, disorder: str, rate: int) -> Non
     type=click.FloatRange(min=0, min_open=True),
     help="Events a second; as fast as they are read, if it is not given.",
 )
+@click.option(
+    "--hold-bytes",
+    default="8MB",
+    show_default=True,
+    help="Up to so much waits in the checkpoint for files that are worth it; 0B: each epoch is visible at once.",
+)
 def run(  # noqa: PLR0913, PLR0917 - an option each
     query: str,
     events: Path,
@@ -68,6 +74,7 @@ def run(  # noqa: PLR0913, PLR0917 - an option each
     every: str,
     delay: str,
     rate: float | None,
+    hold_bytes: str,
 ) -> None:
     """Run QUERY to the end of the events; the last line printed is a JSON report."""
     import millstream as ms
@@ -77,7 +84,8 @@ def run(  # noqa: PLR0913, PLR0917 - an option each
     from millstream.cli.run import install_signal_handlers
 
     # Flat, since `verify` and everyone else look for RESULTS/QUERY/*.parquet.
-    sink = ms.parquet(results / known_query(query), partition_by=PARTITIONS.get(query, ()), atomic_epochs=False)
+    folder, by = results / known_query(query), PARTITIONS.get(query, ())
+    sink = ms.parquet(folder, partition_by=by, atomic_epochs=False, hold_bytes=hold_bytes)
     store.parent.mkdir(parents=True, exist_ok=True)
     control = ms.Control()
     install_signal_handlers(control)

@@ -196,7 +196,9 @@ class _Execution:
         parallelism = self._trial.parallelism
         if self._draw.random() < ELSEWHERE:
             parallelism = self._draw.choice(self._options.parallelism)
-        return self._start(parallelism, "--rate", f"{self._rate:.3f}")
+        # Half of the starts show each epoch at once; with the others rows wait in the checkpoint.
+        held = ["--hold-bytes", "0B"] if self._draw.random() < 1 / 2 else []
+        return self._start(parallelism, "--rate", f"{self._rate:.3f}", *held)
 
     def _start(self, parallelism: int, *words: str) -> Process:
         self._trial.starts.append(parallelism)
