@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, TypeAlias
+from typing import Final
 
 import msgspec
 from millstream.engine.store.witness import read_witness
 
 STARTING: Final = "starting"
 """Where a kill has hit a process that had not begun to work."""
-
-Moment: TypeAlias = tuple[bool, int, int]
-"""Whether files are staged; size and time of the last change, in nanoseconds, of the store's write-ahead log."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,13 +47,17 @@ class JobOnDisk:
         except FileNotFoundError:  # a running job has just made them visible
             return []
 
-    def moment(self) -> Moment:
-        """What changes when files are staged or become visible, and when the store writes a checkpoint."""
+    def log_written(self) -> tuple[int, int]:
+        """Size and time of the last change, in nanoseconds, of the store's write-ahead log: COMMIT changes them."""
         try:
-            wal = self.store.with_name(self.store.name + ".wal").stat()
+            log = self.store.with_name(self.store.name + ".wal").stat()
         except FileNotFoundError:
-            return bool(self.orphans()), 0, 0
-        return bool(self.orphans()), wal.st_size, wal.st_mtime_ns
+            return 0, 0
+        return log.st_size, log.st_mtime_ns
+
+    def moment(self) -> tuple[bool, tuple[int, int]]:
+        """What changes when files are staged or become visible, and when the store writes a checkpoint."""
+        return bool(self.orphans()), self.log_written()
 
     def where_it_died(self, before: set[str], epoch_before: int) -> str:
         """Say what a killed start had come to; ``before`` are the generations and the epoch there were at its start."""

@@ -19,8 +19,10 @@ PATIENCE: Final = 120.0
 """Seconds after which a start without a new epoch is a violation: the job has to get on between two kills."""
 
 EARLY: Final = 0.25
-AIMED: Final = 0.4
-"""The parts of the kills that may hit before there is a new epoch, and that wait until a checkpoint is written."""
+STAGED: Final = 0.2
+COMMITTED: Final = 0.2
+"""The parts of the kills that may hit before there is a new epoch, that wait until files are staged or become visible,
+and that wait until the store writes a checkpoint."""
 
 Process: TypeAlias = subprocess.Popen[bytes]
 
@@ -89,9 +91,10 @@ class Killer:
                 self._watch(process, lambda: self.job.last_epoch() > epoch)
                 self._usual = recovery = time.monotonic() - began
                 time.sleep(part * self.longest)
-            if kind > 1 - AIMED:
-                moment = self.job.moment()
-                self._watch(process, lambda: self.job.moment() != moment)
+            if kind > 1 - STAGED - COMMITTED:
+                look = self.job.moment if kind > 1 - STAGED else self.job.log_written
+                before = look()
+                self._watch(process, lambda: look() != before)
                 time.sleep(delay / 100)
             self._demand_alive(process)
             process.kill()
