@@ -1,10 +1,10 @@
-"""JSON lines to Arrow: a block at a time with msgspec, line by line only where a line is bad."""
+"""JSON to Arrow with msgspec: a block of lines or many messages at a time, one by one only where one is bad."""
 
 from __future__ import annotations
 
 import datetime
 import decimal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from operator import attrgetter
 from typing import Any, Final, TypedDict
 
@@ -34,11 +34,11 @@ _REFUSALS: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, Va
 
 
 class JsonDecoder:
-    """Decodes blocks of JSON lines into batches of one schema.
+    """Decodes blocks of JSON lines, or messages that are a JSON object each, into batches of one schema.
 
-    A field that is missing is null, one that the schema lacks is passed over. A line is bad if it is not one JSON
-    object, or a field does not hold what its type says: whole numbers (``1``, not ``1.0``) for integers, any number
-    for floats, ISO 8601 texts for times, numbers or texts for decimals, base64 for bytes.
+    A field that is missing is null, one that the schema lacks is passed over. A line or message is bad if it is not
+    one JSON object, or a field does not hold what its type says: whole numbers (``1``, not ``1.0``) for integers, any
+    number for floats, ISO 8601 texts for times, numbers or texts for decimals, base64 for bytes.
 
     Raises:
         JobError: there is no way to write a column's type in JSON.
@@ -91,19 +91,36 @@ class JsonDecoder:
         return rows if len(rows) == len(block.ends) else None
 
     def _decode_line_by_line(self, block: Block) -> tuple[pa.RecordBatch, dict[int, str]]:
+        lines = {i: line for i in range(len(block.ends)) if not (line := block.record(i)).isspace()}
+        batch, bad = self.decode_messages(lines.values())
+        numbers = list(lines)
+        return batch, {numbers[index]: problem for index, problem in bad.items()}
+
+    def decode_messages(self, messages: Iterable[bytes]) -> tuple[pa.RecordBatch, dict[int, str]]:
+        """Return the rows of the good messages, and per bad one (its place among them) what is wrong with it.
+
+        >>> decoder = JsonDecoder(pa.schema({"n": pa.int64()}))
+        >>> rows, bad = decoder.decode_messages([b'{"n": 1}', b'{"n": "x"}', b'{}'])
+        >>> rows.to_pylist(), bad
+        ([{'n': 1}, {'n': None}], {1: 'Expected `int | null`, got `str` - at `$.n`'})
+        """
         rows: list[Any] = []
-        indices: list[int] = []
         bad: dict[int, str] = {}
-        for index in range(len(block.ends)):
-            line = block.record(index)
-            if line.isspace():
-                continue
+        decoding = map(self._decoder.decode, messages)
+        while True:
             try:
-                rows.append(self._decoder.decode(line))
-                indices.append(index)
+                rows.extend(decoding)  # what came before an error stays in the list
+                break
             except _REFUSALS as error:
-                bad[index] = str(error)
-        return self._columns_row_by_row(rows, indices, bad)
+                bad[len(rows) + len(bad)] = str(error)
+        try:
+            columns = [self._column(i, rows) for i in range(len(self._getters))]
+        except (ValueError, TypeError, OverflowError):
+            columns = []
+        if not columns or any(unfit for _, unfit in columns):
+            indices = [i for i in range(len(rows) + len(bad)) if i not in bad]
+            return self._columns_row_by_row(rows, indices, bad)
+        return self._batch([values for values, _ in columns], len(rows)), bad
 
     def _columns_row_by_row(
         self, rows: list[Any], indices: list[int], bad: dict[int, str]

@@ -78,7 +78,7 @@ class BadInput:
         if not self.plan.keep_bad:
             guessed = "; types are guesses from how the files begin, pass schema= if wrong" if self.plan.guessed else ""
             raise DataError(
-                f"{self.path}:{line}: {problem}, in {_shown(raw)}; mend the line, or pass on_error='dead_letter' to "
+                f"{self.path}:{line}: {problem}, in {shown(raw)}; mend the line, or pass on_error='dead_letter' to "
                 f"put bad lines aside{guessed}"
             )
         self._keep(f"line {line}, byte {offset}", problem, raw)
@@ -104,7 +104,8 @@ class BadInput:
         self.context.dead_letter(DeadLetter(self.plan.source, self.split.id, position, problem, raw))
 
 
-def _shown(raw: bytes) -> str:
+def shown(raw: bytes) -> str:
+    """Return the beginning of some input, for an error."""
     text = raw.decode(errors="backslashreplace").rstrip("\r\n")
     return repr(text if len(text) <= 120 else text[:117] + "...")
 

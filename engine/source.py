@@ -77,10 +77,13 @@ class ReadContext:
     Attributes:
         dead_letter: call it with a DeadLetter; it becomes durable with the epoch in which it was read.
         batch_rows: the batch size to aim at when there is a backlog.
+        starts_anew: no position of the source is in a checkpoint. If there are some, a split that is opened without
+            one was not there when the job began.
     """
 
     dead_letter: Callable[[DeadLetter], None]
     batch_rows: int = 65_536
+    starts_anew: bool = True
 
 
 class SplitReader(ABC):
@@ -154,7 +157,11 @@ class Source(ABC):
 
     @abstractmethod
     def open(self, split: Split, position: Position, context: ReadContext) -> SplitReader:
-        """Open a split at a position (None: at its start)."""
+        """Open a split at a position (None: at its start).
+
+        A reader that is opened at None and has a position at once, before it has returned anything, has it kept with
+        the next checkpoint: where "the end as it was when the job began" is, cannot be found out again.
+        """
 
     def pushed_down(self, columns: frozenset[str], predicate: Expr | None, event_time: str | None) -> Source:
         """Return a source that reads only ``columns`` (and may leave out rows for which ``predicate`` is not true).

@@ -55,7 +55,7 @@ class SourceReading:
         self._ended_readers: dict[str, SplitReader] = {}
         self._dead_letters: list[DeadLetter] = []
         self._taken_letters = 0
-        self._context = ReadContext(self._dead_letters.append)
+        self._context = ReadContext(self._dead_letters.append, starts_anew=queue.starts_anew)
         self._without_splits_since = clock.monotonic()
 
     @property
@@ -150,6 +150,8 @@ class SourceReading:
 
     def take_positions(self) -> list[SplitPosition]:
         """Return the splits that moved since the last call, as they stand."""
+        if self._queue.source.order is not SplitOrder.SEQUENTIAL:
+            self._open_more()  # so that the first checkpoint knows where each of them starts
         moved = self._finished
         self._finished = []
         for split in self._open:
@@ -191,7 +193,8 @@ class SourceReading:
         for taken in self._queue.take(self._subtask, len(self._open)):
             reader = self._queue.source.open(taken.split, taken.position, self._context)
             at = replace(taken, source_id=self._node.id)
-            self._open.append(OpenSplit(reader, at, moved=False, moved_at=self._clock.monotonic()))
+            starts_somewhere = taken.position is None and reader.position() is not None
+            self._open.append(OpenSplit(reader, at, moved=starts_somewhere, moved_at=self._clock.monotonic()))
 
     def _in_turn(self) -> list[OpenSplit]:
         if self._queue.source.order is SplitOrder.EVENT_TIME:

@@ -31,6 +31,7 @@ class SplitQueue:
         self._parallelism = parallelism
         self._lock = threading.Lock()
         self._known = {r.split.id: r.split for r in restored}
+        self._starts_anew = not restored
         self._waiting = deque(r for r in restored if not r.finished)
         self._next_discovery = 0.0
         self._ended = ended  # and stays there, whatever the source has become or found since
@@ -44,6 +45,11 @@ class SplitQueue:
     def source(self) -> Source:
         """The source, as planned."""
         return self._source
+
+    @property
+    def starts_anew(self) -> bool:
+        """Whether no position of the source is in a checkpoint."""
+        return self._starts_anew
 
     def take(self, subtask: int, already_open: int) -> list[SplitPosition]:
         """Return the splits a subtask that has ``already_open`` others open should open now."""

@@ -1,0 +1,335 @@
+"""The Kafka source: partitions are splits, and offsets are in the checkpoint."""
+
+from __future__ import annotations
+
+import datetime as dt
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
+
+import pyarrow as pa
+from millstream.connectors.csv_decoder import CsvDialect, check_csv_types
+from millstream.connectors.kafka_metadata import KEY_TYPES, METADATA_TYPES
+from millstream.connectors.message_decoders import RAW_COLUMN, CsvMessages, JsonMessages, MessageDecoder, RawMessages
+from millstream.engine.errors import JobError
+from millstream.engine.expression_types import Schema, schema_of
+from millstream.engine.source import Position, ReadContext, Source, Split, SplitOrder, SplitReader
+
+if TYPE_CHECKING:
+    from millstream.connectors.kafka_reader import Cluster, OnError, OnLost
+    from millstream.connectors.kafka_topics import Place, Topics
+    from millstream.engine.expression import Expr
+
+Start: TypeAlias = Literal["earliest", "latest"] | dt.datetime
+Value: TypeAlias = Literal["json", "csv", "string", "raw"]
+
+_CHOICES: Final = {
+    "value": ("json", "csv", "string", "raw"),
+    "key": tuple(KEY_TYPES),
+    "tombstones": ("keep", "skip"),
+    "on_error": ("fail", "dead_letter"),
+    "on_lost": ("fail", "earliest"),
+}
+
+
+def kafka_source(  # noqa: PLR0913 - all but the first two by name
+    brokers: str | Sequence[str],
+    topic: str | Sequence[str],
+    *,
+    schema: Schema | None = None,
+    value: Value = "json",
+    metadata: Sequence[str] | Mapping[str, str] = (),
+    key: Literal["binary", "string", "int32", "int64"] = "binary",
+    start: Start = "earliest",
+    bounded: bool = False,
+    tombstones: Literal["keep", "skip"] = "keep",
+    on_error: OnError = "fail",
+    on_lost: OnLost = "fail",
+    group: str | None = None,
+    settings: Mapping[str, Any] | None = None,
+    name: str | None = None,
+    delimiter: str = ",",
+    quote: str | None = '"',
+    null_values: Sequence[str] = ("",),
+) -> KafkaSource:
+    """Read topics of Apache Kafka, or of what speaks its protocol; needs ``pip install 'millstream[kafka]'``.
+
+    Every partition is a split, and the offset in each is part of the checkpoint: after a crash every message comes
+    exactly once more or not at all. Messages of transactions come once these are committed. Partitions that are added
+    while the job runs, or is down, are read from their beginning.
+
+    Args:
+        brokers: ``"host:port"`` of some of the brokers, separated by commas or as a list.
+        topic: the name of a topic, or several.
+        schema: the columns of the value and their types, as in ``{"id": "int64", "name": str}``; of CSV in the
+            order of its fields. Not for "string" and "raw", which have one column, ``value``.
+        value: what values are: "json" (an object each), "csv" (a record each), "string" (UTF-8) or "raw" bytes.
+        metadata: more columns: "key", "timestamp" (of the message, in UTC), "headers", "topic", "partition", "offset";
+            as a list, or a mapping to the names the columns get, as in ``{"timestamp": "at"}``.
+        key: what keys are: "binary", "string" (UTF-8), or "int32" and "int64" as Kafka's serializers write them.
+        start: where a job without a checkpoint begins: "earliest", "latest" or a time (UTC if it has no zone).
+        bounded: end where the partitions end when the job begins.
+        tombstones: what becomes of messages without a value: "keep" makes a row with nulls, "skip" passes them over.
+        on_error: what becomes of a message that does not fit: "fail" stops the job with its place; "dead_letter"
+            puts it aside in the store (table ``dead_letters``), with its place and its bytes, and goes on.
+        on_lost: what to do when the broker has removed messages before they were read: "fail" stops the job with
+            the lost offsets; "earliest" goes on with the first message there is, and a dead letter says what was lost.
+        group: a consumer group, whose offsets follow the checkpoints, for tools that show lag. Nothing is read by it.
+        settings: for librdkafka, such as ``{"security.protocol": "SASL_SSL"}``.
+        name: how plans and logs call it; otherwise the topics.
+        delimiter: between the fields of CSV.
+        quote: around fields of CSV that hold delimiters or newlines; None if there is none.
+        null_values: fields of CSV that are null.
+
+    Raises:
+        JobError: the options contradict each other, or the client library is not there.
+
+    >>> orders = kafka_source("localhost:9092", "orders", schema={"item": str, "n": int}, metadata={"timestamp": "at"})
+    >>> print(orders.schema)
+    item: string
+    n: int64
+    at: timestamp[us]
+    """
+    topics = (topic,) if isinstance(topic, str) else tuple(topic)
+    called = name or ", ".join(topics)
+    _check(called, topics, value=value, key=key, tombstones=tombstones, on_error=on_error, on_lost=on_lost)
+    _check_start(called, start)
+    _check_settings(called, settings or {})
+    of_value = _value_schema(called, value, schema)
+    dialect = CsvDialect(delimiter, quote, header=False, null_values=tuple(null_values))
+    kinds = _metadata_columns(called, metadata, of_value)
+    types = {**METADATA_TYPES, "key": KEY_TYPES[key]}
+    columns = pa.schema([*of_value, *(pa.field(column, types[kind]) for column, kind in kinds.items())])
+    addresses = brokers if isinstance(brokers, str) else ",".join(brokers)
+    client = _Client(addresses, topics, group, dict(settings or {}), called, start, bounded)
+    return KafkaSource(called, topics, columns, kinds, value, of_value, dialect, tombstones, on_error, on_lost, client)
+
+
+class _Client:
+    """What the readers of a source share in this process, made when it is first needed."""
+
+    def __init__(
+        self,
+        brokers: str,
+        topics: tuple[str, ...],
+        group: str | None,
+        settings: Mapping[str, Any],
+        source: str,
+        start: Start,
+        bounded: bool,
+    ) -> None:
+        self._brokers = brokers
+        self._topics = topics
+        self._group = group
+        self._settings = settings
+        self._source = source
+        self.start = start
+        self.bounded = bounded
+        self._lock = threading.Lock()
+        self._cluster: Cluster | None = None
+        self._bounds: dict[Place, tuple[int | None, int | None]] | None = None
+
+    @property
+    def cluster(self) -> Cluster:
+        """The clients, and what is known of the topics."""
+        with self._lock:
+            if self._cluster is None:
+                self._cluster = self._connect()
+            return self._cluster
+
+    def splits(self) -> Sequence[Split]:
+        """Return the partitions there are; when the job begins, find out where they begin and end."""
+        cluster = self.cluster
+        begins = self._bounds is None or cluster.consumer.idle
+        found = cluster.topics.partitions(anew=begins)
+        if begins:
+            self._bounds = self._look_up(cluster.topics, [partition.place for partition in found])
+        return [partition.split() for partition in found]
+
+    def bounds(self, place: Place, *, new: bool) -> tuple[int | None, int | None]:
+        """Return where a partition begins that has never been read, and where it ends.
+
+        Args:
+            place: topic and partition.
+            new: it was not there when the job began. Then all of it is read, or nothing if the job ends with what
+                was there.
+        """
+        if self._bounds is None:
+            self.splits()
+        assert self._bounds is not None
+        of_new = (None, 0 if self.bounded else None)
+        return of_new if new else self._bounds.get(place, of_new)
+
+    def _look_up(self, topics: Topics, places: Sequence[Place]) -> dict[Place, tuple[int | None, int | None]]:
+        ends: Mapping[Place, int] = topics.ends(places) if self.bounded or self.start == "latest" else {}
+        starts: Mapping[Place, int] = ends if self.start == "latest" else {}
+        if isinstance(self.start, dt.datetime):
+            at = self.start if self.start.tzinfo else self.start.replace(tzinfo=dt.UTC)
+            starts = topics.since(places, round(at.timestamp() * 1000))
+        return {place: (starts.get(place), ends.get(place) if self.bounded else None) for place in places}
+
+    def _connect(self) -> Cluster:
+        from millstream.connectors.kafka_clients import Clients
+        from millstream.connectors.kafka_consumer import SharedConsumer
+        from millstream.connectors.kafka_reader import Cluster
+        from millstream.connectors.kafka_topics import GroupOffsets, Topics
+
+        clients = Clients(self._brokers, self._group or "millstream", self._settings, self._source)
+        topics = Topics(clients, self._topics, self._source, clients.read_committed)
+        group = GroupOffsets(topics, self._group, self._source) if self._group else None
+        return Cluster(SharedConsumer(clients, self._source), topics, group)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class KafkaSource(Source):
+    """Topics; made by ``kafka_source``."""
+
+    given_name: str
+    topics: tuple[str, ...]
+    columns: pa.Schema
+    metadata: Mapping[str, str]
+    value: Value
+    fields: pa.Schema
+    dialect: CsvDialect
+    tombstones: str
+    on_error: OnError
+    on_lost: OnLost
+    client: _Client = field(repr=False)
+
+    @property
+    def name(self) -> str:
+        """How plans, logs and errors call it."""
+        return self.given_name
+
+    def identity(self) -> str:
+        """The topics, and whether it ends: a partition that has been read to its end is not opened again."""
+        return f"kafka {list(self.topics)!r}" + (" to the end" if self.client.bounded else "")
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The columns it yields."""
+        return self.columns
+
+    @property
+    def bounded(self) -> bool:
+        """Whether it ends where the partitions ended when the job began."""
+        return self.client.bounded
+
+    @property
+    def order(self) -> SplitOrder:
+        """All partitions at once."""
+        return SplitOrder.CONCURRENT
+
+    def discover(self) -> Sequence[Split]:
+        """Return the partitions there are.
+
+        Raises:
+            ExternalError: a topic is not there, or the cluster does not answer.
+        """
+        return self.client.splits()
+
+    def open(self, split: Split, position: Position, context: ReadContext) -> SplitReader:
+        """Open a partition at an offset."""
+        from millstream.connectors.kafka_reader import KafkaReader, Rules, Stretch
+        from millstream.connectors.kafka_rows import Columns, RowDecoder
+
+        topic, _, number = split.id.rpartition("/")
+        place = (topic, int(number))
+        if position is None:
+            stretch = Stretch(*self.client.bounds(place, new=not context.starts_anew))
+        else:
+            stretch = Stretch.of(position)
+        columns = Columns(self.columns, self.metadata, self.tombstones == "keep")
+        rows = RowDecoder(columns, self._values(columns.of_value), *place)
+        rules = Rules(self.name, self.on_error, self.on_lost)
+        return KafkaReader(self.client.cluster, place, stretch, rows, rules, context)
+
+    def pushed_down(self, columns: frozenset[str], predicate: Expr | None, event_time: str | None) -> Source:
+        """Return a source that decodes only these columns, and of the value at least one: it has to be looked at."""
+        wanted = set(columns) | (set(predicate.columns()) if predicate is not None else set())
+        wanted |= {event_time} if event_time is not None else set()
+        of_value = [f for f in self.columns if f.name not in self.metadata]
+        kept = [f for f in of_value if f.name in wanted] or of_value[:1]
+        kept += [f for f in self.columns if f.name in wanted and f.name in self.metadata]
+        metadata = {column: kind for column, kind in self.metadata.items() if column in wanted}
+        return replace(self, columns=pa.schema(kept), metadata=metadata)
+
+    def guarantee(self) -> str:
+        """What is read again after a crash."""
+        return "replayable: the offset in every partition is in the checkpoint"
+
+    def _values(self, of_value: pa.Schema) -> MessageDecoder:
+        if self.value == "json":
+            return JsonMessages(of_value)
+        if self.value == "csv":
+            return CsvMessages(of_value, self.fields.names, self.dialect)
+        return RawMessages(of_value.field(0).type)
+
+
+def _check(source: str, topics: Sequence[str], **chosen: str) -> None:
+    try:
+        import confluent_kafka  # noqa: F401
+    except ImportError as error:
+        raise JobError("Kafka needs the client library: pip install 'millstream[kafka]'") from error
+    if not topics or not all(topics) or len(set(topics)) < len(topics):
+        raise JobError(f"kafka_source() takes a topic or several different ones, got {list(topics)!r}")
+    for option, choice in chosen.items():
+        known = _CHOICES[option]
+        if choice not in known:
+            raise JobError(f"kafka_source({source!r}): {option} is {' or '.join(map(repr, known))}, got {choice!r}")
+
+
+def _check_start(source: str, start: object) -> None:
+    if start not in ("earliest", "latest") and not isinstance(start, dt.datetime):
+        raise JobError(f"kafka_source({source!r}): start is 'earliest', 'latest' or a datetime, got {start!r}")
+
+
+def _check_settings(source: str, settings: Mapping[str, Any]) -> None:
+    from millstream.connectors.kafka_clients import OURS
+
+    for setting in settings:
+        if setting in OURS:
+            raise JobError(f"kafka_source({source!r}): {setting!r} cannot be set: {OURS[setting]}")
+
+
+def _value_schema(source: str, value: Value, schema: Schema | None) -> pa.Schema:
+    if value in {"string", "raw"}:
+        if schema is not None:
+            raise JobError(f"kafka_source({source!r}): value={value!r} has the column {RAW_COLUMN!r}; leave schema out")
+        return pa.schema({RAW_COLUMN: pa.string() if value == "string" else pa.binary()})
+    if schema is None:
+        raise JobError(
+            f"kafka_source({source!r}): say which columns the values have, as in schema={{'id': int, 'name': str}}"
+        )
+    columns = schema_of(schema)
+    if not len(columns) or len(set(columns.names)) < len(columns):
+        raise JobError(f"kafka_source({source!r}): schema needs one or more columns, each of another name")
+    if value == "csv":
+        check_csv_types(columns)
+    else:
+        JsonMessages(columns)
+    return columns
+
+
+def _metadata_columns(
+    source: str, metadata: Sequence[str] | Mapping[str, str], of_value: pa.Schema
+) -> Mapping[str, str]:
+    """Return what each column is that does not come out of the value."""
+    if isinstance(metadata, str):
+        metadata = (metadata,)
+    wanted = dict(metadata) if isinstance(metadata, Mapping) else {kind: kind for kind in metadata}
+    unknown = sorted(wanted.keys() - METADATA_TYPES.keys())
+    if unknown:
+        raise JobError(
+            f"kafka_source({source!r}): metadata {', '.join(map(repr, unknown))} is not known; there are "
+            f"{', '.join(METADATA_TYPES)}"
+        )
+    names = [*of_value.names, *wanted.values()]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise JobError(
+            f"kafka_source({source!r}): there would be two columns {', '.join(map(repr, twice))}; give those of the "
+            "metadata other names, as in metadata={'timestamp': 'sent_at'}"
+        )
+    return {column: kind for kind, column in wanted.items()}
