@@ -171,12 +171,11 @@ class SharedConsumer:
 
     def _distribute(self, messages: Sequence[Message]) -> None:
         """Put messages into the queues of their partitions."""
-        errors = list(map(_ERROR, messages))
-        if errors.count(None) == len(errors):
+        if not any(map(_ERROR, messages)):
             self._distribute_good(messages)
             return
         start = 0
-        for place, error in enumerate(errors):
+        for place, error in enumerate(map(_ERROR, messages)):
             if error is not None:
                 self._distribute_good(messages[start:place])
                 self._note(error, messages[place])
