@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from confluent_kafka import Consumer, KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient
+from millstream.connectors.secrets import resolve
 from millstream.engine.errors import JobError
 from millstream.engine.logs import log
 
@@ -44,7 +45,7 @@ class Clients:
     Args:
         brokers: ``host:port``, separated by commas.
         group: the group whose name consumers bear. They do not join it.
-        settings: librdkafka's; those in ``OURS`` are refused before.
+        settings: librdkafka's, with placeholders for secrets; those in ``OURS`` are refused before.
         source: what errors and logs call the source.
     """
 
@@ -84,6 +85,7 @@ class Clients:
             raise self._refused(error) from error
 
     def _common(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        settings = {key: resolve(value) if isinstance(value, str) else value for key, value in settings.items()}
         given = {"bootstrap.servers": self._brokers, "error_cb": self._hear, "logger": self._logger}
         return {**settings, **given}
 

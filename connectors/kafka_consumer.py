@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Sequence
 from itertools import pairwise
@@ -15,6 +16,8 @@ from millstream.connectors.kafka_clients import Clients
 from millstream.engine.errors import ExternalError
 
 _MESSAGES_AT_ONCE: Final = 10_000
+_PAUSE: Final = 0.005
+"""Seconds for which nothing is fetched after less than so many came: few large batches cost less than many small."""
 _MOST_QUEUED: Final = 8 << 20
 """Bytes of values that wait for a reader before its partition is no longer fetched."""
 _OF_NO_CONCERN: Final = (KafkaError.GROUP_AUTHORIZATION_FAILED,)
@@ -106,6 +109,7 @@ class SharedConsumer:
         self._consumer: Consumer | None = None
         self._queues: dict[tuple[str, int], PartitionQueue] = {}
         self._topics: dict[str, int] = {}
+        self._fetch_at = 0.0
 
     @property
     def idle(self) -> bool:
@@ -144,7 +148,7 @@ class SharedConsumer:
         Raises:
             ExternalError: the client has given up.
         """
-        if not self._lock.acquire(blocking=False):
+        if time.monotonic() < self._fetch_at or not self._lock.acquire(blocking=False):
             return
         try:
             assert self._consumer is not None, f"{queue.key} is read after it was closed"
@@ -152,6 +156,7 @@ class SharedConsumer:
                 queue.parked = False
                 self._assign(self._consumer, queue)
             messages = self._consumer.consume(_MESSAGES_AT_ONCE, 0)
+            self._fetch_at = time.monotonic() + (_PAUSE if len(messages) < _MESSAGES_AT_ONCE else 0)
             if messages:
                 self._distribute(messages)
                 self._park(self._consumer, queue)

@@ -76,7 +76,8 @@ def kafka_source(  # noqa: PLR0913 - all but the first two by name
         on_lost: what to do when the broker has removed messages before they were read: "fail" stops the job with
             the lost offsets; "earliest" goes on with the first message there is, and a dead letter says what was lost.
         group: a consumer group, whose offsets follow the checkpoints, for tools that show lag. Nothing is read by it.
-        settings: for librdkafka, such as ``{"security.protocol": "SASL_SSL"}``.
+        settings: for librdkafka, such as ``{"security.protocol": "SASL_SSL", "sasl.password": "${env:SECRET}"}``; with
+            ``${env:NAME}`` and ``${file:/path}`` secrets stay out of the job.
         name: how plans and logs call it; otherwise the topics.
         delimiter: between the fields of CSV.
         quote: around fields of CSV that hold delimiters or newlines; None if there is none.
