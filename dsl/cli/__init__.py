@@ -21,6 +21,7 @@ from millstream.cli.plan import plan
 from millstream.cli.run import run
 from millstream.cli.savepoint import savepoint
 from millstream.cli.state import state
+from millstream.cli.store import store
 from millstream.cli.torture import torture
 from millstream.engine.errors import MillstreamError
 
@@ -63,7 +64,7 @@ def commands() -> None:
     """
 
 
-for command in (checkpoints, deadletters, explain_stuck, fork, init, plan, run, savepoint, state, torture):
+for command in (checkpoints, deadletters, explain_stuck, fork, init, plan, run, savepoint, state, store, torture):
     commands.add_command(command)
 
 

@@ -22,9 +22,9 @@ from millstream.engine.store.encoding import checksum, pack_body
 from millstream.engine.store.generation import create_views
 from millstream.engine.store.instance import Instance, explain, insert_arrow
 from millstream.engine.store.pruning import position_row
-from millstream.engine.store.restoring import restore_keyed, restore_rows
 from millstream.engine.store.schema import CREATE, FORMAT, POSITIONS, WRITTEN, create_state_table, rows_to_arrow
 from millstream.engine.store.types import Manifest, Parent
+from millstream.engine.store.verifying import verify_epoch
 from millstream.engine.store.versions import Pieces, pieces_of
 from millstream.engine.store.witness import sync_folder
 
@@ -39,6 +39,7 @@ def copy_checkpoint(
     taken_from: str,
     job_id: str,
     name: str | None,
+    same_job: bool = False,
 ) -> Manifest:
     """Copy a checkpoint to ``target``, which then appears at once, whole and durable.
 
@@ -51,6 +52,7 @@ def copy_checkpoint(
         name: of a savepoint. Without one the copy is another job's: it gets no committables, since making output of the
             checkpoint visible is the first job's affair, and would be done twice. What is in the outbox is not copied
             to a savepoint either: no job runs on it.
+        same_job: the copy takes the store's place, with all there is to show: it is not another job's.
 
     Raises:
         StoreError: the epoch is not in the store, the target is there already, or the disk failed.
@@ -63,11 +65,12 @@ def copy_checkpoint(
         entry = catalog.entry(_wanted(catalog, epoch))
         undo.callback(_remove, temporary)
         _remove(temporary)
-        parent = Parent(catalog.job_id, int(entry.manifest.epoch), taken_from, name)
+        parent = None if same_job else Parent(catalog.job_id, int(entry.manifest.epoch), taken_from, name)
         instance = Instance(temporary)
         try:
             _fill(instance, query, cursor, catalog, entry, job_id, parent)
-            _verify(instance, entry.manifest.epoch)
+            # What does not match its digests is noticed now, and not when it is needed.
+            verify_epoch(instance, load_catalog(_query_of(instance)), entry.manifest.epoch)
         except duckdb.Error as error:
             raise explain(error, target, "copy the checkpoint") from error
         finally:
@@ -102,7 +105,7 @@ def _fill(
     catalog: Catalog,
     entry: Entry,
     job_id: str,
-    parent: Parent,
+    parent: Parent | None,
 ) -> None:
     into = instance.connection
     generation = int(entry.manifest.generation)
@@ -110,12 +113,13 @@ def _fill(
     into.execute("BEGIN TRANSACTION")
     for statement in CREATE:
         into.execute(statement)
-    into.execute("INSERT INTO job VALUES (?, ?, now()::TIMESTAMP, ?)", [FORMAT, job_id, json.dumps(asdict(parent))])
+    told = None if parent is None else json.dumps(asdict(parent))
+    into.execute("INSERT INTO job VALUES (?, ?, now()::TIMESTAMP, ?)", [FORMAT, job_id, told])
     for pieces in parts:
         _copy_state(into, query, cursor, catalog, entry, pieces)
     _copy_records(into, query, catalog, entry, parent)
     into.execute("COMMIT")
-    copied = load_catalog(lambda sql: into.sql(sql).to_arrow_table())
+    copied = load_catalog(_query_of(instance))
     into.execute("BEGIN TRANSACTION")
     create_views(into, copied, generation)
     into.execute("COMMIT")
@@ -154,7 +158,7 @@ def _copy_state(
 
 
 def _copy_records(
-    into: duckdb.DuckDBPyConnection, query: Query, catalog: Catalog, entry: Entry, parent: Parent
+    into: duckdb.DuckDBPyConnection, query: Query, catalog: Catalog, entry: Entry, parent: Parent | None
 ) -> None:
     epoch, generation = int(entry.manifest.epoch), int(entry.manifest.generation)
     for table, where in (
@@ -168,7 +172,9 @@ def _copy_records(
     if positions:
         insert_arrow(into, "positions", rows_to_arrow(positions, POSITIONS))
     manifest = query(f"SELECT * FROM manifest WHERE epoch = {epoch}")  # noqa: S608
-    if parent.name is None or entry.body.outbox is not None:
+    if parent is None:
+        _copy_what_is_its_own(into, query, entry.manifest)
+    elif parent.name is None or entry.body.outbox is not None:
         body = pack_body(replace(entry.body, committables=(), outbox=None))
         for column, value in (("body", body), ("checksum", checksum(body))):
             at = manifest.schema.get_field_index(column)
@@ -178,23 +184,20 @@ def _copy_records(
     insert_arrow(into, "manifest", manifest)
 
 
-def _verify(instance: Instance, epoch: Epoch) -> None:
-    """Read the copy as a restore would: what does not match its digests is noticed now and not when it is needed."""
-    query = lambda sql: instance.connection.sql(sql).to_arrow_table()  # noqa: E731
-    catalog = load_catalog(query)
-    manifest = catalog.entry(epoch).manifest
-    positions_at(query, catalog, epoch)
-    cursor = instance.cursor()
-    for key, described in manifest.tables.items():
-        pieces, written = pieces_of(catalog, manifest.generation, key), written_to(query, catalog, key, epoch)
-        table = pieces.held[-1].table
-        if table.kind is StateKind.KEYED:
-            rows = restore_keyed(cursor, pieces, table, (Epoch(described.full_from), epoch), written)
-        else:
-            rows = restore_rows(cursor, pieces, table, epoch, written)
-        for _ in rows:
-            pass
-    cursor.close()
+def _copy_what_is_its_own(into: duckdb.DuckDBPyConnection, query: Query, manifest: Manifest) -> None:
+    """What only the job itself may have: what its sinks have still to show, dead letters, and what it has dropped."""
+    for table, where in (
+        ("outbox", f"epoch = {int(manifest.epoch)}"),
+        ("dead_letters", f"epoch <= {int(manifest.epoch)}"),
+        ("forgotten", f"generation <= {int(manifest.generation)}"),
+    ):
+        rows = query(f"SELECT * FROM {table} WHERE {where} ORDER BY rowid")  # noqa: S608
+        if rows.num_rows:
+            insert_arrow(into, table, rows)
+
+
+def _query_of(instance: Instance) -> Query:
+    return lambda sql: instance.connection.sql(sql).to_arrow_table()
 
 
 def _remove(path: Path) -> None:
