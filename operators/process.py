@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dis
 import functools
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeAlias
 
 import pyarrow as pa
@@ -98,6 +100,11 @@ def process_of(code: Any) -> Code:
         raise JobError(f"{cls.__qualname__} has no on_row(self, row, ctx), which process() calls for each row")
     _check_method(cls, "on_row", "row")
     _check_method(cls, "on_timer", "time")
+    if cls.on_timer is Process.on_timer and _sets_timers(cls.on_row):
+        raise JobError(
+            f"{cls.__qualname__}.on_row() sets a timer, and there is no method to call then: write "
+            "def on_timer(self, time, ctx)"
+        )
     _check_names(cls)
     checked: Code = code
     return checked
@@ -117,6 +124,27 @@ def _check_method(cls: type[Process], name: str, first: str) -> None:
     if not inspect.isfunction(method):
         raise JobError(f"{cls.__qualname__}.{name} must be a plain method: def {name}(self, {first}, ctx)")
     check_function(method, "process()", 3, f"self, {first} and ctx, as in def {name}(self, {first}, ctx)")
+
+
+def _sets_timers(function: Callable[..., Any], argument: int = 2) -> bool:
+    """Whether a function says ``ctx.timer`` where its code leaves no doubt; other ways are found when it runs."""
+    code = getattr(function, "__code__", None)
+    if code is None or argument >= code.co_argcount:
+        return False
+    ctx = code.co_varnames[argument]
+    steps = [step for step in dis.get_instructions(code) if step.opname not in {"CACHE", "EXTENDED_ARG"}]
+    return any(
+        after.argval == "timer"
+        and before.opname.startswith("LOAD_FAST")
+        and ctx in (before.argval, *_last(before.argval))
+        for before, after in pairwise(steps)
+        if after.opname in {"LOAD_ATTR", "LOAD_METHOD"}
+    )
+
+
+def _last(loaded: Any) -> tuple[Any, ...]:
+    """Newer Pythons load two variables at once; an attribute is then that of the second."""
+    return loaded[-1:] if isinstance(loaded, tuple) else ()
 
 
 def _check_names(cls: type[Process]) -> None:
@@ -165,6 +193,11 @@ def process_from_function(
         check_function(fn, "process()", 2, takes)
         with_context = False
 
+    if with_context and _sets_timers(fn):
+        raise JobError(
+            f"process(): {function_name(fn)} sets a timer, and a function has no on_timer(): write a class derived "
+            "from ms.Process, with on_row(self, row, ctx) and on_timer(self, time, ctx)"
+        )
     if with_context:
 
         def on_row(self: Any, row: dict[str, Any], ctx: Any) -> Made:

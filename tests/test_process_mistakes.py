@@ -63,6 +63,14 @@ BUILT: list[tuple[Callable[[], Any], str]] = [
         lambda: stream().group_by("user").process(a_class(on_timer=lambda self, ctx: 1)),
         r"def on_timer\(self, time, ctx",
     ),
+    (
+        lambda: stream().group_by("user").process(a_class(on_row=lambda self, row, ctx: ctx.timer(after="1h"))),
+        r"Mine.on_row\(\) sets a timer.*write def on_timer\(self, time, ctx\)",
+    ),
+    (
+        lambda: stream().group_by("user").process(lambda row, state, ctx: ctx.timer(at=row["at"]), schema=ROW),
+        r"sets a timer, and a function has no on_timer\(\): write a class",
+    ),
     (lambda: stream().group_by("user").process(a_class(on_row=ms.value_state(int))), "on_row is taken"),
     (lambda: stream().group_by("user").process(a_class(open=ms.value_state(int))), "open is taken"),
     (lambda: stream().group_by("user").process(a_class(main=ms.side_output(ROW))), "'main' is the name of the result"),
