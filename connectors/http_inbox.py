@@ -30,7 +30,7 @@ class Inbox:
     Args:
         position: how many messages earlier generations have read.
         most_requests: so many may be unanswered.
-        most_bytes: so many may wait to be read.
+        most_bytes: so many may wait to be read, or one request of any size.
     """
 
     def __init__(self, position: int, most_requests: int, most_bytes: int) -> None:
@@ -57,10 +57,9 @@ class Inbox:
     def put(self, request: Request) -> None:
         """Take a request, or answer at once that there is no room for it."""
         with self._lock:
-            full = self._open >= self._most_requests or self._waiting_bytes + request.size > self._most_bytes
-            # What is larger than the room there is must fit in when nothing else waits.
-            full &= self._open > 0
-            if not (full or self._closed):
+            # What is larger than all the room there is fits in when nothing else waits.
+            crowded = bool(self._waiting) and self._waiting_bytes + request.size > self._most_bytes
+            if not (self._closed or crowded or self._open >= self._most_requests):
                 self._waiting.append(request)
                 self._waiting_bytes += request.size
                 self._open += 1

@@ -12,6 +12,9 @@ import msgspec
 LINES: Final = frozenset({"application/x-ndjson", "application/ndjson", "application/jsonl", "application/x-jsonlines"})
 """Content types whose bodies are JSON lines, whatever they look like."""
 
+_OVERHEAD: Final = 64
+"""Bytes of memory for a message besides its own: a body of many tiny ones is larger than it looks."""
+
 _SPACES: Final = bytes.maketrans(b"\n\r", b"  ")
 _ARRAY: Final = msgspec.json.Decoder(list[msgspec.Raw])
 _ONE: Final = msgspec.json.Decoder(msgspec.Raw)
@@ -44,7 +47,7 @@ class Request:
         answer: tells the sender; called once, from any thread.
         id: of its only message, from a header; None: messages have theirs in a column, or none at all.
         problem: why it is bad, if that is known already.
-        size: bytes it was sent with.
+        size: bytes it takes up while it waits, about.
     """
 
     messages: Sequence[bytes]
@@ -54,7 +57,7 @@ class Request:
     size: int = field(init=False)
 
     def __post_init__(self) -> None:
-        self.size = sum(map(len, self.messages))
+        self.size = sum(map(len, self.messages)) + _OVERHEAD * len(self.messages)
 
 
 def cut(body: bytes, content_type: str) -> list[bytes]:

@@ -19,7 +19,7 @@ import millstream as ms
 import pyarrow as pa
 import pytest
 from http_kit import Reply, Senders, free_port, insist, post, running
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from millstream.connectors.http_messages import BadBody, cut
 from millstream.connectors.http_source import HttpSource
@@ -83,6 +83,7 @@ def listening(position: int | None = None, **options: Any) -> Iterator[Bench]:
 # -- bodies ----------------------------------------------------------------------------------------------------
 
 
+@settings(deadline=None)
 @given(st.lists(st.dictionaries(st.text(), st.none() | st.integers() | st.text() | st.lists(st.text()))))
 def test_every_way_to_write_messages_gives_the_same(messages: list[dict[str, Any]]) -> None:
     def read(body: str, content_type: str) -> list[Any]:

@@ -96,8 +96,10 @@ def test_every_position_is_where_the_rest_begins(kind: str) -> None:
     reader.close()
 
 
-@pytest.mark.parametrize("kind", SOURCES)
-@pytest.mark.parametrize("point", ["store.after_commit", "sink.prepared", "source.committed"])
+@pytest.mark.parametrize(
+    ("kind", "point"),
+    list(zip(SOURCES, ["store.after_commit", "sink.prepared", "source.committed", "store.before_commit"], strict=True)),
+)
 def test_each_row_comes_once_through_a_crash(kind: str, point: str, tmp_path: Path) -> None:
     out = ms.memory_sink()
     job = ms.Job("fetch")
