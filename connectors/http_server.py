@@ -117,7 +117,12 @@ class HttpServer:
 
     async def _handle(self, request: BaseRequest) -> web.StreamResponse:
         refusal = self._refusal(request)
-        return refusal if refusal is not None else _response(await self._received(request))
+        if refusal is not None:
+            return refusal
+        if request.headers.get(hdrs.EXPECT, "").lower() == "100-continue":
+            await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            request.writer.output_size = 0
+        return _response(await self._received(request))
 
     def _refusal(self, request: BaseRequest) -> web.Response | None:
         """What is answered to a request by its head alone; None: it may go on."""
@@ -134,7 +139,13 @@ class HttpServer:
         if request.method != hdrs.METH_POST:
             error = f"messages are taken by POST, not by {request.method}"
             return _response(Answer(HTTPStatus.METHOD_NOT_ALLOWED, {"error": error}), {hdrs.ALLOW: hdrs.METH_POST})
+        if (request.content_length or 0) > self._listening.limits.body:
+            return _response(self._too_large())
         return None
+
+    def _too_large(self) -> Answer:
+        error = f"a body may have {self._listening.limits.body:,} bytes; send its messages in several requests"
+        return Answer(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, {"error": error})
 
     async def _received(self, request: BaseRequest) -> Answer:
         try:
@@ -142,8 +153,7 @@ class HttpServer:
             async with asyncio.timeout(None if request.content.is_eof() else self._listening.limits.timeout):
                 body = await request.read()
         except HTTPRequestEntityTooLarge:
-            error = f"a body may have {self._listening.limits.body:,} bytes; send its messages in several requests"
-            return Answer(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, {"error": error})
+            return self._too_large()
         except TimeoutError:
             return Answer(HTTPStatus.REQUEST_TIMEOUT, {"error": "the body did not come in time"})
         except RequestPayloadError as error:

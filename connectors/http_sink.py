@@ -96,7 +96,7 @@ def check_url(url: str, shown: str) -> None:
         raise JobError("http_sink(): put credentials into headers=, as {'Authorization': 'Bearer ${env:TOKEN}'}")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class HttpSink(Sink):
     """Requests to a URL; made by ``http_sink``."""
 

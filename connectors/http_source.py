@@ -141,7 +141,7 @@ def http_source(  # noqa: PLR0913 - all by name
     return source
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class HttpSource(Source):
     """Messages sent by HTTP; made by ``http_source``."""
 
@@ -222,7 +222,7 @@ class HttpSource(Source):
         )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class HttpMessages(HttpSource, MessageSource):
     """Messages that name themselves; made by ``http_source``."""
 

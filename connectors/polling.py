@@ -141,7 +141,7 @@ class _Given:
     name: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class CursorSource(Source):
     """Rows of a function, each read with the cursor after it."""
 
@@ -210,7 +210,7 @@ class CursorSource(Source):
         return UserCodeError(f"source {self.name!r}: the function must {said}, got {shown}")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class PollSource(CursorSource):
     """A function that is called again and again; made by ``poll``.
 
@@ -244,7 +244,7 @@ class PollSource(CursorSource):
                 await sleep(self.every)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class GenerateSource(CursorSource):
     """A generator that is gone through; made by ``generate``."""
 

@@ -239,6 +239,19 @@ def test_large_bodies_are_refused_packed_or_not():
         assert bench.refused(b"no gzip", **{"Content-Encoding": "gzip"}).status == 400
 
 
+def test_a_sender_that_asks_first_is_told_to_go_on_or_not_to():
+    with listening(max_body="1KB") as bench, socket.create_connection(("127.0.0.1", bench.senders._port)) as sender:
+        head = "POST /ingest HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: {}\r\n\r\n"
+        sender.sendall(head.format(14).encode())
+        assert sender.recv(100) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        sender.sendall(b'{"order": "a"}')
+        assert bench.orders() == ["a"]
+        bench.reader.committed(1)
+        assert sender.recv(1000).startswith(b"HTTP/1.1 200 OK\r\n")
+        sender.sendall(head.format(5000).encode())
+        assert sender.recv(1000).startswith(b"HTTP/1.1 413 ")
+
+
 def test_only_who_shows_the_token_is_listened_to():
     with listening(token="s3cret") as bench:
         for wrong in ({}, {"Authorization": "Bearer s3cre"}, {"Authorization": "Basic s3cret"}):
