@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 from millstream.benchmarks.nexmark_files import STREAMS, events_file
 from millstream.benchmarks.nexmark_run import ALREADY_FINISHED, RunReport
 from millstream.benchmarks.nexmark_verify import verify
+from millstream.engine.errors import JobError
 from millstream.torture.job_on_disk import STARTING, JobOnDisk
 from millstream.torture.killer import Kill, Killer, Process, Tortured
 from rich.table import Table
@@ -123,13 +124,18 @@ def kill_queries(
     Args:
         folder: each trial has a folder of its own in it, which is removed if nothing was wrong.
         done: called with each trial.
+
+    Raises:
+        JobError: a folder of a trial is there already.
     """
+    places = {(query, n): folder / f"{query}-{n}" for query in queries for n in options.parallelism}
+    for place in places.values():
+        if place.exists():
+            raise JobError(f"{place} is there already: remove it, or give another folder")
     trials = []
-    for query in queries:
-        for parallelism in options.parallelism:
-            trial = _Execution(query, parallelism, options, folder / f"{query}-{parallelism}").run()
-            trials.append(trial)
-            done(trial)
+    for (query, parallelism), place in places.items():
+        trials.append(_Execution(query, parallelism, options, place).run())
+        done(trials[-1])
     return trials
 
 

@@ -15,6 +15,7 @@ from millstream.benchmarks.nexmark_events import FIRST_TIME, Timing
 from millstream.benchmarks.nexmark_files import write_events
 from millstream.benchmarks.nexmark_kills import KillOptions, Trial, kill_queries, table
 from millstream.benchmarks.nexmark_verify import Verdict, verify
+from millstream.engine.errors import JobError
 from millstream.engine.source import ReadContext, SplitEnd
 from millstream.testing import ManualClock
 from millstream.torture.killer import Kill
@@ -77,6 +78,16 @@ def test_a_query_that_fails_is_a_violation(tmp_path: Path) -> None:
     options = KillOptions(tmp_path / "events", kills=1, parallelism=(1,), delay="soon")
     (trial,) = kill_queries(["q0"], options, tmp_path / "t")
     assert "ended by itself with exit code 1" in trial.violations[0]
+
+
+def test_what_another_run_has_left_is_not_touched(tmp_path: Path) -> None:
+    left = tmp_path / "q0-3" / "job.duckdb"
+    left.parent.mkdir()
+    left.write_text("evidence")
+    with pytest.raises(JobError, match="q0-3 is there already"):
+        kill_queries(["q0"], KillOptions(tmp_path / "events"), tmp_path)
+    assert left.read_text() == "evidence"
+    assert list(tmp_path.iterdir()) == [left.parent]
 
 
 def test_the_table_counts_what_was_hit() -> None:
