@@ -49,7 +49,8 @@ class Publisher:
             raise JobError(
                 f"{self.name}: {self.place} has epoch {marker.epoch} of this job already, but the checkpoint store "
                 f"goes on from epoch {restored}: an older copy of the store has been put back, and going on would "
-                f"write the same rows twice. Put the newer store back, or start with a new store and an empty table"
+                "write the same rows twice. Put the newer store back, or start with a new store and an empty "
+                "destination"
             )
         if marker.generation > self.context.generation:
             raise JobError(
@@ -72,7 +73,7 @@ class Publisher:
             if registered:
                 raise JobError(
                     f"{self.name}: what {self.place} knew of this job when it started has gone: it has been started "
-                    "anew with another store meanwhile, or the progress table was changed. Let only one of them run"
+                    "anew with another store meanwhile, or its marker was removed. Let only one of them run"
                 )
             if after or epoch <= self.context.restored:
                 raise JobError(self._lost("nothing of this job", after or epoch))
@@ -92,6 +93,6 @@ class Publisher:
     def _lost(self, found: str, expected: int) -> str:
         return (
             f"{self.name}: {self.place} knows {found}, but epoch {expected} may have been published there: an older "
-            "copy of it has been put back, or the progress table was changed. Put the newer one back; to begin from "
-            "nothing, empty the table and start the job with a new store"
+            "copy of it has been put back, or the marker was changed. Put the newer one back; to begin from nothing, "
+            "empty the destination and start the job with a new store"
         )

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from millstream.connectors.generator import generator
     from millstream.connectors.http_sink import http_sink
     from millstream.connectors.http_source import http_source
+    from millstream.connectors.kafka_sink import kafka_sink
     from millstream.connectors.kafka_source import kafka_source
     from millstream.connectors.memory import memory_sink, memory_source
     from millstream.connectors.polling import generate, poll
@@ -70,6 +71,7 @@ _HOMES = {
     "millstream.connectors.generator": ("generator",),
     "millstream.connectors.http_sink": ("http_sink",),
     "millstream.connectors.http_source": ("http_source",),
+    "millstream.connectors.kafka_sink": ("kafka_sink",),
     "millstream.connectors.kafka_source": ("kafka_source",),
     "millstream.connectors.memory": ("memory_sink", "memory_source"),
     "millstream.connectors.postgres_sink": ("postgres_sink",),
@@ -156,6 +158,7 @@ __all__ = [
     "http_sink",
     "http_source",
     "jsonl",
+    "kafka_sink",
     "kafka_source",
     "lag",
     "last",

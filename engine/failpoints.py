@@ -50,6 +50,10 @@ NAMES: Final = (
     "postgres.visible",  # it is committed in the server; nobody knows
     "duckdb.written",  # a DuckDB file has an epoch's rows and marker, not committed
     "duckdb.visible",  # it is committed in the file; nobody knows
+    "kafka.fenced",  # a new producer has ended what those before it had begun; the marker is not read yet
+    "kafka.begun",  # a transaction has begun, nothing is sent
+    "kafka.sent",  # the brokers have its messages and its marker, not committed
+    "kafka.visible",  # it is committed by the brokers; nobody knows
     "http.confirmed",  # a receiver has answered a message; that is not noted yet
     "http.put_aside",  # what it refused for good are dead letters; that is not noted yet
     "recovery.begin",  # the store is open, nothing decided
