@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Final
 
 import pyarrow as pa
@@ -32,12 +33,12 @@ def send(producer: Producer, topic: str, messages: pa.Table, seconds: float) -> 
     """
     produce = producer.produce
     for batch in messages.to_batches(_AT_A_TIME):
-        for arguments in _arguments(batch):
+        for arguments, more in _arguments(batch):
             try:
-                produce(topic, *arguments)
+                produce(topic, *arguments, **more)
             except BufferError:
                 _wait_for_room(producer, seconds)
-                produce(topic, *arguments)
+                produce(topic, *arguments, **more)
         producer.poll(0)
 
 
@@ -50,23 +51,24 @@ def _wait_for_room(producer: Producer, seconds: float) -> None:
         producer.poll(0.05)
 
 
-def _arguments(messages: pa.RecordBatch) -> Iterator[tuple[Any, ...]]:
-    """Yield what ``Producer.produce`` takes after the topic: value, key, partition, then on_delivery, time, headers."""
+def _arguments(messages: pa.RecordBatch) -> Iterable[tuple[tuple[Any, ...], dict[str, Any]]]:
+    """Return what ``Producer.produce`` takes after the topic: value, key and partition; and more by name."""
     names = messages.schema.names
     values = messages[VALUE]
     if WEIGHT in names:
         values = pc.if_else(pc.greater(messages[WEIGHT], 0), values, None)
-    columns = [values.to_pylist(), messages[KEY].to_pylist(), messages[PARTITION].to_pylist()]
+    plain = zip(values.to_pylist(), messages[KEY].to_pylist(), messages[PARTITION].to_pylist(), strict=True)
+    more: dict[str, list[Any]] = {}
+    if TIME in names:
+        more["timestamp"] = pc.fill_null(messages[TIME], 0).to_pylist()
     headers = [name for name in names if name.startswith(HEADER)]
-    if TIME in names or headers:
-        now = [0] * messages.num_rows
-        columns.append([None] * messages.num_rows)
-        columns.append(pc.fill_null(messages[TIME], 0).to_pylist() if TIME in names else now)
     if headers:
-        keys = [name.removeprefix(HEADER) for name in headers]
+        said = [name.removeprefix(HEADER) for name in headers]
         rows = zip(*(messages[name].to_pylist() for name in headers), strict=True)
-        columns.append([list(zip(keys, row, strict=True)) for row in rows])
-    return zip(*columns, strict=True)
+        more["headers"] = [list(zip(said, row, strict=True)) for row in rows]
+    if not more:
+        return zip(plain, itertools.repeat({}))
+    return zip(plain, (dict(zip(more, row, strict=True)) for row in zip(*more.values(), strict=True)), strict=True)
 
 
 def timed_out(doing: str) -> Exception:

@@ -220,6 +220,7 @@ class Broker:
                 "group.id": uuid.uuid4().hex,
                 "enable.auto.commit": False,
                 "enable.partition.eof": True,
+                "fetch.wait.max.ms": 10,
                 "isolation.level": "read_committed" if committed else "read_uncommitted",
                 "logger": _silent(),
             }
@@ -228,7 +229,7 @@ class Broker:
         consumer.assign([TopicPartition(topic, number, OFFSET_BEGINNING) for number in partitions])
         open_, found = set(partitions), []
         while open_:
-            for message in consumer.consume(10_000, 0.5):
+            for message in consumer.consume(10_000, 0.02):
                 if message.error() is None:
                     found.append(message)
                 else:
