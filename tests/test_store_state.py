@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import datetime as dt
 import decimal
+import os
 import random
+import shutil
 from pathlib import Path
 
 import duckdb
+import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
@@ -382,3 +385,58 @@ def test_any_history_of_changes_restores_to_its_fold(
     for epoch in [m.epoch for m in store.manifests()]:
         assert fold(store, epoch) == folds[epoch]
     store.close()
+
+
+MANY = 150_000
+"""Rows of one delta; DuckDB handles what is larger than a row group of 122,880 rows differently."""
+
+
+@pytest.fixture(scope="module")
+def large_epoch(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int, int]:
+    """A store of two epochs, the second one large, with the witness of the first; the log's size before and after."""
+    path = tmp_path_factory.mktemp("large") / "job.duckdb"
+    store = CheckpointStore.open(path)
+    generation = store.begin_generation([OperatorState("op1", "rows", "rows", (NUMBERS,))])
+    store.commit(CheckpointData(Epoch(1), generation, deltas=[numbers(0, 10)]))
+    log, witness = path.with_name("job.duckdb.wal"), path.with_name("job.duckdb.witness")
+    before, first = log.stat().st_size, witness.read_bytes()
+    store.commit(CheckpointData(Epoch(2), generation, deltas=[numbers(10, MANY)]))
+    after = log.stat().st_size
+    kept = path.with_name("killed")
+    kept.mkdir()
+    for file in (path, log):
+        shutil.copy(file, kept)
+    (kept / witness.name).write_bytes(first)
+    store.close()
+    return kept / path.name, before, after
+
+
+NUMBERS = StateTable("numbers", pa.schema({"k": pa.int64(), "n": pa.int64()}), ("k",))
+
+
+def numbers(start: int, stop: int) -> NamedDelta:
+    columns = [np.arange(start, stop), np.arange(start, stop), np.zeros(stop - start, bool)]
+    return NamedDelta("op1", "numbers", StateDelta(pa.table(columns, names=["k", "n", "deleted"]), full_from=1))
+
+
+@pytest.mark.parametrize("part", [0.0, 0.01, 0.5, 0.9, 0.999, "one byte less"])
+def test_a_kill_while_the_log_is_written_leaves_nothing_of_the_epoch(
+    part: float | str, large_epoch: tuple[Path, int, int], tmp_path: Path
+) -> None:
+    killed, before, after = large_epoch
+    for file in killed.parent.iterdir():
+        shutil.copy(file, tmp_path)
+    path = tmp_path / killed.name
+    end = after - 1 if isinstance(part, str) else before + int(part * (after - before))
+    os.truncate(tmp_path / f"{path.name}.wal", end)
+    store = CheckpointStore.open(path)
+    try:
+        last = store.facts().last
+        assert last is not None
+        assert last.epoch == 1
+        generation = store.begin_generation([OperatorState("op1", "rows", "rows", (NUMBERS,))])
+        store.commit(CheckpointData(Epoch(2), generation, deltas=[numbers(10, 13)]))
+        rows = pa.Table.from_batches(store.restore_rows("op1", NUMBERS, Epoch(2)))
+        assert rows["k"].to_pylist() == list(range(13))
+    finally:
+        store.close()
