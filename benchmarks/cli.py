@@ -60,6 +60,11 @@ def generate(events: int, seed: int, out: Path, disorder: str, rate: int) -> Non
     help="Events a second; as fast as they are read, if it is not given.",
 )
 @click.option(
+    "--pause-after",
+    type=click.IntRange(min=1),
+    help="With --rate: read about so many events, then wait, to be stopped or killed.",
+)
+@click.option(
     "--hold-bytes",
     default="8MB",
     show_default=True,
@@ -74,6 +79,7 @@ def run(  # noqa: PLR0913, PLR0917 - an option each
     every: str,
     delay: str,
     rate: float | None,
+    pause_after: int | None,
     hold_bytes: str,
 ) -> None:
     """Run QUERY to the end of the events; the last line printed is a JSON report."""
@@ -89,7 +95,8 @@ def run(  # noqa: PLR0913, PLR0917 - an option each
     store.parent.mkdir(parents=True, exist_ok=True)
     control = ms.Control()
     install_signal_handlers(control)
-    report = run_query(query, events, sink, RunOptions(store, parallelism, every, delay, rate), control)
+    options = RunOptions(store, parallelism, every, delay, rate, pause_after)
+    report = run_query(query, events, sink, options, control)
     if report.outcome == ALREADY_FINISHED:
         click.echo(f"{query} had already finished; nothing was changed", err=True)
     click.echo(msgspec.json.encode(report).decode())

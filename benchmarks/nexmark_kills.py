@@ -57,10 +57,12 @@ class KillOptions:
     longest: float = 0.6
     seed: int = 1
 
-    def rate(self) -> float:
-        """Events a second at which the input outlasts all kills."""
+    def pace(self) -> tuple[float, int]:
+        """Events a second, and events of a start at most, with which the input outlasts all kills."""
         rows: int = sum(pq.read_metadata(events_file(self.events, stream)).num_rows for stream in STREAMS)
-        return max(1.0, rows / (max(1, self.kills) * (self.longest + AT_WORK)))
+        share = rows / (max(1, self.kills) + 1)
+        # Not the whole share: when it is used up, each subtask has another batch under way.
+        return max(1.0, share / (self.longest + AT_WORK)), max(1, int(share * 0.75))
 
 
 class Trial(msgspec.Struct):
@@ -169,7 +171,7 @@ class _Execution:
         self._job = JobOnDisk(folder / "job.duckdb", folder / "results", (query,))
         self._log = folder / "job.log"
         self._draw = random.Random(f"{options.seed} {query} {parallelism}")  # noqa: S311 - repeatable on purpose
-        self._rate = options.rate()
+        self._rate, self._most = options.pace()
 
     def run(self) -> Trial:
         trial = self._trial
@@ -204,7 +206,7 @@ class _Execution:
             parallelism = self._draw.choice(self._options.parallelism)
         # Half of the starts show each epoch at once; with the others rows wait in the checkpoint.
         held = ["--hold-bytes", "0B"] if self._draw.random() < 1 / 2 else []
-        return self._start(parallelism, "--rate", f"{self._rate:.3f}", *held)
+        return self._start(parallelism, "--rate", f"{self._rate:.3f}", "--pause-after", str(self._most), *held)
 
     def _start(self, parallelism: int, *words: str) -> Process:
         self._trial.starts.append(parallelism)

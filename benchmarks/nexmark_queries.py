@@ -23,13 +23,17 @@ class Events:
         folder: where ``person.parquet``, ``auction.parquet`` and ``bid.parquet`` are.
         delay: how much later than a newer row an older one may come.
         rate: events a second, of all three streams together; None: as fast as they are read.
+        most: after about so many events, counted likewise, nothing more comes, and no end; only with a rate.
     """
 
-    def __init__(self, job: ms.Job, folder: Path, delay: str = "4s", rate: float | None = None) -> None:
+    def __init__(
+        self, job: ms.Job, folder: Path, delay: str = "4s", rate: float | None = None, most: int | None = None
+    ) -> None:
         self._job = job
         self._folder = folder
         self._delay = delay
         self._rate = rate
+        self._most = most
 
     @property
     def person(self) -> Stream:
@@ -50,7 +54,8 @@ class Events:
         source: Source = ms.files(str(events_file(self._folder, stream)))
         if self._rate is not None:
             first, last = PLACES[stream]
-            source = paced(source, self._rate * (last - first) / ROUND)
+            part = (last - first) / ROUND
+            source = paced(source, self._rate * part, most=None if self._most is None else self._most * part)
         return self._job.read(source, event_time="date_time", max_delay=self._delay, name=stream)
 
 

@@ -26,6 +26,7 @@ class RunOptions:
         every: time between two checkpoints.
         delay: how much later than a newer row an older one may come.
         rate: events a second, of all streams together; None: as fast as they are read.
+        most: after about so many events nothing more is read, and the job waits; only with a rate.
     """
 
     store: Path
@@ -33,6 +34,7 @@ class RunOptions:
     every: str = "1s"
     delay: str = "4s"
     rate: float | None = None
+    most: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,16 +65,18 @@ def known_query(name: str) -> str:
     return name
 
 
-def build_query(query: str, events: Path, sink: Sink, delay: str = "4s", rate: float | None = None) -> ms.Job:
+def build_query(
+    query: str, events: Path, sink: Sink, delay: str = "4s", rate: float | None = None, most: int | None = None
+) -> ms.Job:
     """Return the job that reads ``events``, does the query, and writes to ``sink``."""
     job = ms.Job(f"nexmark-{known_query(query)}")
-    QUERIES[query](Events(job, events, delay, rate)).write(sink)
+    QUERIES[query](Events(job, events, delay, rate, most)).write(sink)
     return job
 
 
 def run_query(query: str, events: Path, sink: Sink, options: RunOptions, control: Control | None = None) -> RunReport:
     """Run a query to the end of its events, resuming from the store if it has begun before."""
-    result = _run(build_query(query, events, sink, options.delay, options.rate), options, control)
+    result = _run(build_query(query, events, sink, options.delay, options.rate, options.most), options, control)
     return _report(query, result)
 
 

@@ -138,6 +138,21 @@ def test_all_readers_of_a_source_share_its_pace(tmp_path: Path) -> None:
     assert [reader.read() for reader in readers] == [SplitEnd.FINISHED] * 2
 
 
+def test_after_the_most_rows_nothing_comes_and_no_end(tmp_path: Path) -> None:
+    pq.write_table(_numbers(100), tmp_path / "a.parquet")
+    clock = ManualClock()
+    source = paced(ms.files(str(tmp_path)), rate=200, clock=clock, most=25)
+    (split,) = source.discover()
+    reader = source.open(split, None, ReadContext(lambda _: None))
+    read = 0
+    for _ in range(60):
+        batch = reader.read()
+        read += 0 if isinstance(batch, SplitEnd) else batch.num_rows
+        clock.advance(1.0)
+    assert 25 <= read < 25 + 200 // BATCHES_A_SECOND
+    assert reader.read() is SplitEnd.PENDING
+
+
 def test_a_pace_does_not_change_what_a_source_is(tmp_path: Path) -> None:
     pq.write_table(_numbers(10), tmp_path / "a.parquet")
     plain = ms.files(str(tmp_path))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -18,18 +19,21 @@ BATCHES_A_SECOND: Final = 20
 
 
 class Pace:
-    """Lets so many rows a second through, over all readers of a source. Thread-safe."""
+    """Lets so many rows a second through, and then no more, over all readers of a source. Thread-safe."""
 
-    def __init__(self, rate: float, clock: Clock) -> None:
+    def __init__(self, rate: float, clock: Clock, most: float | None = None) -> None:
         self.rate = rate
+        self._most = math.inf if most is None else most
         self._clock = clock
         self._lock = threading.Lock()
         self._began: float | None = None
         self._rows = 0
 
     def due(self) -> bool:
-        """Whether all rows noted so far would have come by now."""
+        """Whether all rows noted so far would have come by now, and there may be more."""
         with self._lock:
+            if self._rows >= self._most:
+                return False
             now = self._clock.monotonic()
             if self._began is None:
                 self._began = now
@@ -41,16 +45,17 @@ class Pace:
             self._rows += rows
 
 
-def paced(source: Source, rate: float, clock: Clock | None = None) -> Source:
+def paced(source: Source, rate: float, clock: Clock | None = None, *, most: float | None = None) -> Source:
     """Make a source yield ``rate`` rows a second from the start of the job, whatever subtasks read it.
 
+    After about ``most`` rows it yields nothing more, and does not end: the job then waits to be stopped or killed.
     It has the identity of the source itself, so a job may be resumed at another pace, or at none.
 
     >>> import millstream as ms
     >>> paced(ms.memory_source([{"n": 1}]), rate=1_000).schema.names
     ['n']
     """
-    return _PacedSource(source, Pace(rate, clock or SystemClock()))
+    return _PacedSource(source, Pace(rate, clock or SystemClock(), most))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
