@@ -68,4 +68,4 @@ def last_of(
             f"group_by({', '.join(map(repr, keys))}).window(ms.tumbling('1h')).top(1, by=...) for that of an hour"
         )
     by = () if time is None else ((time, True),)
-    return changing_top(graph, edge, keys, by, 1, newest=True, name=name, call="deduplicate")
+    return changing_top(graph, edge, time, keys, by, 1, newest=True, name=name, call="deduplicate")

@@ -6,6 +6,7 @@ import datetime as dt
 from types import NoneType
 from typing import TYPE_CHECKING, Any, NoReturn, overload
 
+from millstream.engine.changelog import is_changelog
 from millstream.engine.errors import JobError, SchemaError
 from millstream.engine.expression import Expr, col, lit
 from millstream.engine.graph import Edge, Graph
@@ -74,10 +75,11 @@ class GroupedStream:
             JobError: the stream has no event time, and the windows are not of processing time.
         """
         from millstream.operators.count_window import CountWindow
-        from millstream.operators.window_updates import updates_of
+        from millstream.operators.window_updates import check_stream, updates_of
         from millstream.operators.windows import ClockWindow, Window
 
         updates = updates_of(early, late)
+        check_stream(window, changes=is_changelog(self._graph.schema(self._edge)), timed=self._time is not None)
         if isinstance(window, CountWindow):
             if updates is not None or micros(lateness):
                 raise JobError("lateness=, early= and late= are for windows of time, not for ms.count_window()")
@@ -87,11 +89,6 @@ class GroupedStream:
             return WindowedStream(self._graph, self._edge, None, self._keys, window.window, wait, updates)
         if not isinstance(window, Window):
             raise JobError(f"window() takes a window such as ms.tumbling('1m'), got {window!r}")
-        if self._time is None:
-            raise JobError(
-                "window() needs event time: name its column in job.read(..., event_time='paid_at'), and keep that "
-                "column in select(), drop() and map()"
-            )
         return WindowedStream(self._graph, self._edge, self._time, self._keys, window, micros(lateness), updates)
 
     def match(
@@ -188,7 +185,9 @@ class GroupedStream:
         from millstream.ranking import changing_top, ranks_of
 
         ranks = ranks_of(n, by, descending)
-        return changing_top(self._graph, self._edge, self._keys, ranks, n, ties=ties, row_number=row_number, name=name)
+        return changing_top(
+            self._graph, self._edge, self._time, self._keys, ranks, n, ties=ties, row_number=row_number, name=name
+        )
 
     def over(
         self, *, rows: int | None = None, range: Duration | None = None, name: str | None = None, **functions: Any
@@ -412,13 +411,11 @@ class WindowedStream:
         spec = WindowAggregate(self._keys, self._window, made, self._time, self._lateness, self._updates)
         node = self._graph.operator(spec, [self._edge], name)
         late = None if self._time is None else Edge(node.id, LATE)
-        if late is None or self._updates is not None:
-            result = WindowResult(self._graph, Edge(node.id), None, late, self._time)
-            result._keyed((*self._keys, "window_start") if self._updates is not None else None)
-            return result
         # A result happened when its window closed: the last instant of it.
-        time = col("window_end") - lit(_MICROSECOND)
-        return WindowResult(self._graph, Edge(node.id), time, late, self._time)
+        time = None if late is None else col("window_end") - lit(_MICROSECOND)
+        result = WindowResult(self._graph, Edge(node.id), time, late, self._time)
+        result._keyed((*self._keys, "window_start") if self._updates is not None else None)
+        return result
 
     def top(
         self, n: int, *, by: Ranks, descending: Directions = True, ties: bool = False, name: str | None = None

@@ -47,6 +47,7 @@ def ranks_of(n: int, by: Ranks, descending: Directions) -> tuple[tuple[Expr, boo
 def changing_top(  # noqa: PLR0913  where both streams' methods end
     graph: Graph,
     edge: Edge,
+    time: Expr | None,
     keys: tuple[str, ...],
     by: tuple[tuple[Expr, bool], ...],
     n: int,
@@ -57,7 +58,7 @@ def changing_top(  # noqa: PLR0913  where both streams' methods end
     name: str | None = None,
     call: str = "top",
 ) -> Stream:
-    """Return the changelog of the top rows of each key. A row taken back has its old time: there is no event time."""
+    """Return the changelog of the top rows of each key; what is taken back has the event time with which it came."""
     from millstream.operators.top import Top
 
     if row_number is not None and (not isinstance(row_number, str) or not row_number):
@@ -66,7 +67,7 @@ def changing_top(  # noqa: PLR0913  where both streams' methods end
         node = graph.operator(Top(keys, by, n, ties, newest, row_number), [edge], name)
     except SchemaError as error:
         raise SchemaError(f"{call}(): {error}") from None
-    stream = Stream(graph, Edge(node.id), None)
+    stream = Stream(graph, Edge(node.id), time)
     if ties or (n > 1 and row_number is None):
         return stream
     return stream._keyed(keys if n == 1 or row_number is None else (*keys, row_number))

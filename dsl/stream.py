@@ -217,7 +217,8 @@ class Stream(Joins, TakesFunctions):
 
         Args:
             weight: the name of that column, int64: 1 for a row that comes, -1 for one that is taken back (n or -n for
-                n equal ones). A row holds as often as its weights sum to.
+                n equal ones). A row holds as often as its weights sum to. A change has no event time: what is taken
+                back has the time with which it came.
 
         Raises:
             JobError: the stream is no changelog.
@@ -230,7 +231,7 @@ class Stream(Joins, TakesFunctions):
                 f"changes(): there is a column {weight!r} already; name the other one, as in changes(weight='change')"
             )
         exprs = [*((name, col(name)) for name in self.columns), (weight, col(WEIGHT))]
-        return self._then(Project(tuple(exprs)), self._time)
+        return self._then(Project(tuple(exprs)), None)
 
     def final(self, *keys: str, name: str | None = None) -> Stream:
         """Make an ordinary stream of what is left of a changelog when its input has ended.
@@ -366,7 +367,9 @@ class Stream(Joins, TakesFunctions):
         from millstream.ranking import changing_top, ranks_of
 
         ranks = ranks_of(n, by, descending)
-        return changing_top(self._graph, self._edge, (), ranks, n, ties=ties, row_number=row_number, name=name)
+        return changing_top(
+            self._graph, self._edge, self._time, (), ranks, n, ties=ties, row_number=row_number, name=name
+        )
 
     def over(
         self, *, rows: int | None = None, range: Duration | None = None, name: str | None = None, **functions: Any

@@ -38,8 +38,8 @@ class UpdatingWindowOperator(OneWindowOperator):
         self._now = START_OF_TIME
         self._due: int | None = None  # when early results are due
         self._last_ended = START_OF_TIME  # windows that start here or earlier have shown what they were at their end
-        made = list(unweighted(self._output))[len(self._keys) + 2 :]
-        self._cells = [cells_for(field.type) for field in made]
+        self._made = list(unweighted(self._output))[len(self._keys) + 2 :]
+        self._cells = [cells_for(field.type) for field in self._made]
         # By slot: whether a result was shown, whether there may be another one now, and a mark for list_first_rows.
         self._shown: Bools = np.empty(0, np.bool_)
         self._stale: Bools = np.empty(0, np.bool_)
@@ -92,11 +92,11 @@ class UpdatingWindowOperator(OneWindowOperator):
             self._show_some(slots[first : first + MAX_ROWS], out)
 
     def _show_some(self, slots: Ints, out: Output) -> None:
-        was = self._shown[slots]
+        was, there = self._shown[slots], self._there(slots)
         old = [cells.get(slots[was]) for cells in self._cells]
-        new = self._results(slots)
-        gone, come, columns = result_changes(was, np.ones(len(slots), np.bool_), old, new)
-        if not bool(come.any()):
+        new = self._results(slots[there])
+        gone, come, columns = result_changes(was, there, old, new)
+        if not bool((gone | come).any()):
             return
         emitted = np.concatenate([slots[gone], slots[come]])
         starts = self._starts[emitted]
@@ -104,12 +104,17 @@ class UpdatingWindowOperator(OneWindowOperator):
         weights = pa.array(change_weights(gone, come))
         out.emit(pa.record_batch([*self._index.keys(emitted)[:-1], *times, *columns, weights], schema=self._output))
         for cells, values in zip(self._cells, new, strict=True):
-            cells.put(slots[come], values.filter(pa.array(come)))
-        self._shown[slots] = True
-        self._changes.changed[slots[come]] = True
+            cells.put(slots[come], values.filter(pa.array(come[there])))
+        self._shown[slots] = there
+        self._changes.changed[slots[gone | come]] = True
+
+    def _results(self, slots: Ints) -> list[pa.Array]:
+        if not len(slots):  # users' functions need not cope with that
+            return [pa.nulls(0, field.type) for field in self._made]
+        return super()._results(slots)
 
     def _more_state(self, slots: Ints) -> list[pa.Array]:
-        return [pa.array(self._shown[slots]), *(cells.get(slots) for cells in self._cells)]
+        return [*super()._more_state(slots), pa.array(self._shown[slots]), *(cells.get(slots) for cells in self._cells)]
 
     def _load(self, batch: pa.RecordBatch, slots: Ints) -> None:
         super()._load(batch, slots)

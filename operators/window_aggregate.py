@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 import pyarrow as pa
-from millstream.engine.changelog import weighted
+from millstream.engine.changelog import is_changelog, weighted
 from millstream.engine.codes import form_of, plain_type
 from millstream.engine.errors import JobError, SchemaError
 from millstream.engine.expression import Expr
@@ -44,6 +44,9 @@ class WindowAggregate(OperatorSpec):
 
     Where windows overlap, a row that is late for some of its windows counts in the others, and is late only if all
     of them have fired.
+
+    The input may be a changelog, if windows do not overlap: a window's result is that of the rows that are there when
+    it fires, and there is none without any. Changes of a window that has fired are late, with their weights.
 
     Windows of processing time fire when the clock has reached their end. A row is in the windows of the moment at which
     it is processed, so that none is late, and there is no port ``late``. A clock that is found set back after a restart
@@ -150,15 +153,18 @@ class WindowAggregate(OperatorSpec):
         If windows share panes, a row per key and pane, with its start, and at last up to which end windows have fired.
         A session has a number instead of a start, and at last the times of its first and last row.
 
-        If results are shown that may change, there is at last the one shown, and whether there is one.
+        Of a changelog there is how many rows a group has. If results are shown that may change, there is at last the
+        one shown, and whether there is one.
 
         An aggregate that keeps items has a table for them, named after its column.
         """
         (schema,) = inputs
         piece, more = self._piece()
+        if is_changelog(schema):
+            more = [pa.field("rows", pa.int64())]
         if self.updates is not None:
             results = [pa.field(f"shown_{name}", aggregate.type_in(schema)) for name, aggregate in self.aggregates]
-            more = [pa.field("shown", pa.bool_()), *results]
+            more = [*more, pa.field("shown", pa.bool_()), *results]
         group = [*(pa.field(key, plain_type(schema.field(key).type)) for key in self.keys), piece]
         return aggregate_tables(STATE, group, len(self.keys), self.aggregates, schema, more)
 
@@ -176,6 +182,11 @@ class WindowAggregate(OperatorSpec):
         time = frozenset() if self.time is None else self.time.columns()
         needed = frozenset(self.keys) | time | wanted.get(LATE, frozenset())
         return [needed.union(*(aggregate.columns() for _, aggregate in self.aggregates))]
+
+    @property
+    def takes_changelog(self) -> bool:
+        """Windows that do not overlap, of event time, take rows out of their groups again while they are open."""
+        return isinstance(self.window, OneWindow) and self.time is not None
 
     @property
     def uses_event_time(self) -> bool:

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
-from millstream.engine.codes import Bools, Ints, fixed_codes
+from millstream.engine.changelog import is_changelog, weights_of
+from millstream.engine.codes import NO_MASK, Bools, Ints, fixed_codes
 from millstream.engine.operator import MAIN, Output
 from millstream.operators import aggregate_kernels as kernels
+from millstream.operators.accumulators import NO_WEIGHTS
 from millstream.operators.aggregate_operator import AggregateOperator
 from millstream.operators.cells import resized
 from millstream.operators.event_time import time_array
@@ -32,6 +34,8 @@ class WindowAggregateOperator(AggregateOperator):
         self._gate = Gate(spec.window, spec.time, spec.lateness)
         self._open = OpenWindows()
         self._starts: Ints = np.empty(0, np.int64)
+        self._weighted = is_changelog(schema)
+        self._rows: Ints = np.empty(0, np.int64)  # by slot, of a changelog: the weight of its rows
 
     def on_watermark(self, time: int, out: Output) -> None:
         """Fire every window that is due, in order."""
@@ -71,8 +75,18 @@ class WindowAggregateOperator(AggregateOperator):
         kernels.touch(slots, admitted.starts, self._starts, self._changes.changed)
         self._changes.begin(known, len(self._index) - known)
         self._open.add(known, self._starts[known : len(self._index)])
-        self._feed.update(batch, slots, admitted.times)
+        weights = weights_of(batch) if self._weighted else NO_WEIGHTS
+        if self._weighted:
+            kernels.add_count(slots, NO_MASK, weights, self._rows)
+        self._feed.update(batch, slots, admitted.times, weights)
         return slots
+
+    def _there(self, slots: Ints) -> Bools:
+        """Return which groups have any row: of a changelog all may have been taken back."""
+        return np.greater(self._rows[slots], 0) if self._weighted else np.ones(len(slots), np.bool_)
+
+    def _more_state(self, slots: Ints) -> list[pa.Array]:
+        return [pa.array(self._rows[slots])] if self._weighted else []
 
     def _emit(self, keys: list[pa.Array], starts: Ints, ends: Ints, values: list[pa.Array], out: Output) -> None:
         columns = [*keys, time_array(starts), time_array(ends), *values]
@@ -93,6 +107,8 @@ class WindowAggregateOperator(AggregateOperator):
     def _load(self, batch: pa.RecordBatch, slots: Ints) -> None:
         super()._load(batch, slots)
         self._starts[slots] = fixed_codes(batch.column(len(self._keys)))
+        if self._weighted:
+            self._rows[slots] = fixed_codes(batch.column(len(self._keys) + 1 + sum(self._widths)))
         if self._by_clock and len(slots):
             self._gate.advance(self._newest(slots))
 
@@ -107,9 +123,11 @@ class WindowAggregateOperator(AggregateOperator):
     def _resize(self, capacity: int) -> None:
         super()._resize(capacity)
         self._starts = resized(self._starts, capacity)
+        self._rows = resized(self._rows, capacity if self._weighted else 0)
 
     def _compact(self, alive: Bools) -> Ints:
         self._starts = self._starts[np.flatnonzero(alive)]
+        self._rows = self._rows[np.flatnonzero(alive)] if self._weighted else self._rows
         return super()._compact(alive)
 
 
@@ -129,6 +147,9 @@ class OneWindowOperator(WindowAggregateOperator):
         due = self._open.close(self._gate.last_closed)
         for first in range(0, len(due), MAX_ROWS):
             slots = due[first : first + MAX_ROWS]
+            slots = slots[self._there(slots)]
+            if not len(slots):
+                continue
             starts = self._starts[slots]
             self._emit(self._index.keys(slots)[:-1], starts, self._window.ends(starts), self._results(slots), out)
         self._bury(due)

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from millstream.engine.errors import JobError
 from millstream.engine.time import Duration, micros, show_duration
+from millstream.operators.count_window import CountWindow
+from millstream.operators.windows import ClockWindow, OneWindow, Window
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,3 +50,27 @@ def updates_of(early: Duration | None, late: str) -> Updates | None:
     if every == 0 and early != "batch":
         raise JobError(f"window(early={early!r}): early is a time such as '5s', or 'batch' for after every batch")
     return None if every is None and late == "wait" else Updates(every, late == "correct")
+
+
+def check_stream(window: object, *, changes: bool, timed: bool) -> None:
+    """Raise JobError if windows cannot be of a stream.
+
+    Args:
+        changes: whether it is a changelog.
+        timed: whether it has event time.
+    """
+    if changes and isinstance(window, (Window, ClockWindow, CountWindow)) and not isinstance(window, OneWindow):
+        raise JobError(
+            "window(): the stream is a changelog, whose rows may be taken back, and of all windows only ms.tumbling() "
+            "of event time gives rows back; or window the rows before they are made a changelog"
+        )
+    if isinstance(window, Window) and not timed:
+        if changes:
+            raise JobError(
+                "window() needs event time, and this changelog has none: its rows are results over all time, or of "
+                "rows of several times. Window the rows before that; deduplicate(), top() and windows keep event time"
+            )
+        raise JobError(
+            "window() needs event time: name its column in job.read(..., event_time='paid_at'), and keep that column "
+            "in select(), drop() and map()"
+        )
