@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import pyarrow as pa
+from millstream.engine.changelog import WEIGHT
 from millstream.engine.errors import JobError
 from millstream.engine.expression import Expr, call, col, lit
 from millstream.engine.graph import Edge, Graph, Read, check_columns
@@ -151,11 +152,14 @@ class Joining:
         if self.right.is_changelog:
             raise JobError("join_table(): the table is a changelog: put .final() behind it to join with what is left")
         keys = self._keys()
+        columns = join_columns(self.left.schema, self.right.schema, keys, self.suffix, window=False)
+        # A table does not change: what is taken back meets the rows that it met when it came.
+        weight = (JoinedColumn(WEIGHT, WEIGHT),) if self.left.is_changelog else ()
         spec = TableJoin(
             left_keys=tuple(left for left, _ in keys),
             right_keys=tuple(right for _, right in keys),
             how=self.how,
-            columns=join_columns(self.left.schema, self.right.schema, keys, self.suffix, window=False),
+            columns=(*columns, *weight),
             where=self.where,
         )
         graph = self.left._graph

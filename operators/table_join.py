@@ -31,6 +31,8 @@ class TableJoin(Join):
     Each subtask has the whole table, so the left rows stay where they are. The engine reads the table first; of the
     left input it reads only what a barrier waits for, and those rows are kept until the table has ended.
 
+    The left input may be a changelog; every pair has the weight of its left row.
+
     The table is part of the state, written once: what comes out after a restart does not depend on whether the files
     it was read from are still the same.
     """
@@ -44,6 +46,11 @@ class TableJoin(Join):
     def kind(self) -> str:
         """``join_table``."""
         return "join_table"
+
+    @property
+    def takes_changelog(self) -> bool:
+        """Weights are columns of left rows."""
+        return True
 
     def timing(self) -> str:
         """Text that changes exactly when rows are in time for each other otherwise."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import random
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from join_kit import PAIR, SCHEMAS, WHERES, Streams, bag, streams, where_of
 from millstream import col
+from millstream.engine.changelog import WEIGHT, weighted
 from millstream.engine.element import Barrier, Epoch, Idle, Watermark
 from millstream.engine.errors import JobError, SchemaError
 from millstream.engine.operator import OperatorSpec
@@ -23,16 +25,17 @@ from millstream.engine.runtime.channel import Channel
 from millstream.engine.runtime.subtask import ChannelSubtask, Parts, Progress
 from millstream.engine.time import END_OF_TIME, START_OF_TIME
 from millstream.operators.table_join import TABLE_HOWS
-from millstream.testing import Ended, check_operator, simulate
+from millstream.testing import Ended, On, check_operator, simulate
 from nursery import Nursery, Start
 
 
-def joined(**options: Any) -> OperatorSpec:
+def joined(*, changes: bool = False, **options: Any) -> OperatorSpec:
     job = ms.Job("j")
     left, right = (
         job.read(ms.memory_source(schema.empty_table(), name=name), event_time="at")
         for name, schema in zip(("l", "r"), SCHEMAS, strict=True)
     )
+    left = left._as_changelog() if changes else left
     node = job.graph.nodes[left.join_table(right, **options)._edge.node]
     assert isinstance(node.body, OperatorSpec)
     return node.body
@@ -53,6 +56,47 @@ def test_rows_are_those_of_sql_wherever_the_table_ends(how: str, given: Streams,
     else:
         expected = given.sql(f"select {PAIR} from l {how} join r on {condition}")
     assert bag(got.get("main", [])) == expected
+
+
+@pytest.mark.parametrize("how", TABLE_HOWS)
+@settings(max_examples=5, deadline=None)
+@given(given=streams(), end=st.floats(0, 1), seed=st.integers(0, 99))
+def test_pairs_have_the_weight_of_their_left_row(how: str, given: Streams, end: float, seed: int) -> None:
+    """A changelog joined with a table comes to what the rows that are there at last give."""
+    draw = random.Random(seed)
+    last = max((at for at, step in enumerate(given.steps) if getattr(step, "input", 0) == 1), default=-1)
+    at = last + 1 + int(end * (len(given.steps) - last - 1))
+    left = weighted(SCHEMAS[0])
+    script: list[Any] = []
+    there: list[dict[str, Any]] = []
+    for number, step in enumerate(given.steps):
+        script += [Ended(1)] if number == at else []
+        if not isinstance(step, On) or step.input:
+            script.append(step)
+            continue
+        there += step.batch.to_pylist()
+        weights = [1] * step.batch.num_rows
+        script.append(
+            On(0, pa.RecordBatch.from_arrays([*step.batch.columns, pa.array(weights, pa.int64())], schema=left))
+        )
+        gone = [there.pop(draw.randrange(len(there))) for _ in range(draw.randint(0, len(there)))]
+        taken = [{**row, WEIGHT: -1} for row in gone]
+        script += [On(0, pa.RecordBatch.from_pylist(taken, left))] if taken else []
+    got = check_operator(joined(on="k", how=how, changes=True), script, schemas=[left, SCHEMAS[1]])
+    held = [On(0, pa.RecordBatch.from_pylist([row], SCHEMAS[0])) for row in there]
+    plain = check_operator(
+        joined(on="k", how=how),
+        [*(s for s in script if getattr(s, "input", 0) == 1 and isinstance(s, On)), *held],
+        schemas=SCHEMAS,
+    )
+    assert net_of(got.get("main", [])) == Counter(repr(sorted(row.items())) for row in plain.get("main", []))
+
+
+def net_of(rows: list[dict[str, Any]]) -> Counter[str]:
+    found: Counter[str] = Counter()
+    for row in rows:
+        found[repr(sorted((name, value) for name, value in row.items() if name != WEIGHT))] += row[WEIGHT]
+    return +found
 
 
 START = dt.datetime(1970, 1, 1)
