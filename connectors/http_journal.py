@@ -24,7 +24,7 @@ class Journal:
 
     Args:
         name: the sink's, for errors.
-        path: None: it goes with the process.
+        path: None: it goes with the generation.
     """
 
     def __init__(self, name: str, path: Path | None) -> None:

@@ -230,7 +230,9 @@ def _unquoted(id_: str) -> str:
 def _wrong_id(header: str, id_: str, messages: int) -> str | None:
     if messages > 1:
         return f"the header {header} names one message, and there are {messages}; send each in a request of its own"
-    return None if id_ or not messages else f"the header {header} is missing: it names the message, always by the same"
+    if not id_ and messages:
+        return f"the header {header} is missing: it names the message, the same way each time it is sent"
+    return None if id_.isascii() and id_.isprintable() else f"the header {header} must be printable ASCII"
 
 
 def _tls(listening: Listening) -> ssl.SSLContext | None:

@@ -221,7 +221,13 @@ class _HttpCommitter(Committer):
         if not refused:
             return
         letters = [
-            DeadLetter(self._sink.name, f"epoch {message.epoch}", f"message {message.key}", refusal, message.body)
+            DeadLetter(
+                self._sink.name,
+                f"epoch {message.epoch}, subtask {message.subtask}",
+                f"message {message.number}, key {message.key}",
+                refusal,
+                message.body,
+            )
             for message, refusal in refused
         ]
         self._context.put_aside(epoch, letters)

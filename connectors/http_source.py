@@ -40,6 +40,9 @@ SPLIT: Final = "requests"
 _MOST_SHOWN: Final = 5
 """Of so many bad messages of a request the sender is told what is wrong."""
 
+_MOST_NUMBERS: Final = 100
+"""And of so many which they are."""
+
 
 @overload
 def http_source(
@@ -262,10 +265,7 @@ class _HttpReader(SplitReader):
         self._decoder = JsonDecoder(source.body)
         self._keep_bad = source.on_error == "dead_letter"
         self._inbox = Inbox(position, source.limits.requests, source.limits.waiting)
-        address = source.address
-        if address.token is not None:
-            address = replace(address, token=resolve(address.token))
-        listening = Listening(source.name, address, source.limits, source.id_header, self._keep_bad)
+        listening = Listening(source.name, _opened(source), source.limits, source.id_header, self._keep_bad)
         self._server = HttpServer(listening, self._inbox)
 
     def read(self) -> pa.RecordBatch | SplitEnd:
@@ -341,10 +341,21 @@ class _HttpReader(SplitReader):
         self._server.close()
 
 
+def _opened(source: HttpSource) -> Address:
+    """Return where it listens with the token itself."""
+    if source.address.token is None:
+        return source.address
+    token = resolve(source.address.token).strip()
+    if not token:
+        raise JobError(f"http_source {source.name!r}: token={source.address.token!r} is empty; anybody could show that")
+    return replace(source.address, token=token)
+
+
 def _refusal(request: Request, wrong: dict[int, str]) -> Answer:
     """Say what is wrong with which messages, counted from 1."""
     several = len(request.messages) > 1
     shown = [(f"message {at + 1}: " if several else "") + problem for at, problem in wrong.items()][:_MOST_SHOWN]
     more = len(wrong) - len(shown)
     error: dict[str, Any] = {"error": "; ".join(shown) + (f"; and {more} more like these" if more else "")}
-    return Answer(HTTPStatus.BAD_REQUEST, error | ({"bad_messages": [at + 1 for at in wrong]} if several else {}))
+    numbers = [at + 1 for at in wrong][:_MOST_NUMBERS]
+    return Answer(HTTPStatus.BAD_REQUEST, error | ({"bad_messages": numbers} if several else {}))

@@ -276,6 +276,39 @@ def test_other_paths_and_methods_are_refused():
             assert b"405 Method Not Allowed" in connection.recv(200)
 
 
+NASTY = st.sampled_from(
+    [b"{", b"}", b"[", b"]", b'"', b":", b",", b"\\ud800", b"\n", b"\r", b"null", b"1e999", b"\xff"]
+)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.binary(max_size=20)
+    | st.lists(NASTY | st.sampled_from([b'"order"', b'"a"', b'"amount"', b'{"order":"b"}']), max_size=8).map(b"".join)
+    | st.integers(1, 3000).map(lambda depth: b'{"order":' + b"[" * depth)
+    | st.sampled_from(
+        [b'{"order": "\\ud800"}', b'{"order": "c", "amount": 1e999}', b'{"order": "d", "at": "99999-01-01"}']
+    )
+)
+def test_no_body_does_any_harm(fuzzed: dict[str, Bench], body: bytes) -> None:
+    for keep, bench in fuzzed.items():
+        position = bench.reader.position()
+        waiting = bench.senders.post(body)
+        while not waiting.done():
+            got = bench.reader.read()
+            if isinstance(got, pa.RecordBatch):
+                bench.reader.committed(bench.reader.position())
+        reply = waiting.result()
+        assert reply.status in ({200} if keep == "dead_letter" else {200, 400})
+        assert bench.reader.position() - position == sum(reply.body.get(name, 0) for name in ("messages", "put_aside"))
+
+
+@pytest.fixture(scope="module")
+def fuzzed() -> Iterator[dict[str, Bench]]:
+    with listening(on_error="refuse") as strict, listening(on_error="dead_letter") as lenient:
+        yield {"refuse": strict, "dead_letter": lenient}
+
+
 # -- ids of headers --------------------------------------------------------------------------------------------
 
 
@@ -287,6 +320,7 @@ def test_a_header_can_name_the_message(sent: str) -> None:
         bench.reader.committed(1)
         assert waiting.result().status == 200
         assert "missing" in bench.refused({"amount": 2}).body["error"]
+        assert "printable ASCII" in bench.refused({"amount": 2}, **{"Idempotency-Key": "é"}).body["error"]
         assert "names one message" in bench.refused([{}, {}], **{"Idempotency-Key": "k"}).body["error"]
 
 
@@ -399,6 +433,12 @@ def test_only_with_ids_is_it_exactly_once():
 def test_arguments_that_make_no_sense_are_refused(options: dict[str, Any], told: str) -> None:
     with pytest.raises(JobError, match=told):
         ms.http_source(**{"port": 8080, "schema": SCHEMA, "id": "order", **options})
+
+
+def test_a_token_that_is_empty_when_it_is_looked_up_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("INGEST_TOKEN", " ")
+    with pytest.raises(JobError, match="anybody could show that"):
+        Bench(ms.http_source(free_port(), schema=SCHEMA, id="order", token="${env:INGEST_TOKEN}"))
 
 
 def test_the_token_is_not_shown():
