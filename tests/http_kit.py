@@ -5,8 +5,10 @@ from __future__ import annotations
 import http.client
 import http.server
 import json
+import random
 import socket
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -169,3 +171,36 @@ class Receiver:
     def close(self) -> None:
         self._server.shutdown()
         self._server.server_close()
+
+
+class Sender:
+    """Sends messages, each until it is acknowledged; those of one key, ``order``, are counted in ``sent``."""
+
+    def __init__(self, seed: int, port: int, path: str = "/ingest") -> None:
+        self._draw = random.Random(seed)
+        self._port, self._path = port, path
+        self._pool = ThreadPoolExecutor(12)
+        self._stopped = threading.Event()
+        self.sent: Counter[str] = Counter()
+        self.waiting: list[Future[None]] = []
+
+    def send(self, messages: list[dict[str, Any]]) -> None:
+        """Begin to send messages, some of them together, in an order of chance."""
+        self._draw.shuffle(messages)
+        while messages:
+            size = self._draw.choice([1, 1, 1, 2, 5])
+            batch, messages = messages[:size], messages[size:]
+            self.waiting.append(self._pool.submit(self._until_acknowledged, batch))
+
+    def _until_acknowledged(self, batch: list[dict[str, Any]]) -> None:
+        while not self._stopped.wait(0.01):
+            self.sent.update(message["order"] for message in batch)
+            try:
+                if post(self._port, batch, path=self._path).status == 200:
+                    return
+            except (OSError, http.client.HTTPException):
+                continue
+
+    def close(self) -> None:
+        self._stopped.set()
+        self._pool.shutdown()

@@ -6,21 +6,17 @@ a message that the job itself processed twice would come under two of them.
 
 from __future__ import annotations
 
-import http.client
 import os
 import random
 import signal
 import subprocess
 import sys
-import threading
 from collections import Counter
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import Any
 
 import pytest
-from http_kit import Receiver, free_port, post
+from http_kit import Receiver, Sender, free_port
 from http_proxy import UnreliableProxy
 
 JOB = """
@@ -53,39 +49,6 @@ def start(folder: Path, port: int, hook: str, failpoint: str) -> subprocess.Pope
         return subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
 
 
-class Sender:
-    """Sends messages through a proxy, each until it is acknowledged."""
-
-    def __init__(self, seed: int, proxy: UnreliableProxy) -> None:
-        self._draw = random.Random(seed)
-        self._proxy = proxy
-        self._pool = ThreadPoolExecutor(12)
-        self._stopped = threading.Event()
-        self.sent: Counter[str] = Counter()
-        self.waiting: list[Future[None]] = []
-
-    def send(self, messages: list[dict[str, Any]]) -> None:
-        """Begin to send messages, some of them together, in an order of chance."""
-        self._draw.shuffle(messages)
-        while messages:
-            size = self._draw.choice([1, 1, 1, 2, 5])
-            batch, messages = messages[:size], messages[size:]
-            self.waiting.append(self._pool.submit(self._until_acknowledged, batch))
-
-    def _until_acknowledged(self, batch: list[dict[str, Any]]) -> None:
-        while not self._stopped.wait(0.01):
-            self.sent.update(message["order"] for message in batch)
-            try:
-                if post(self._proxy.port, batch).status == 200:
-                    return
-            except (OSError, http.client.HTTPException):
-                continue
-
-    def close(self) -> None:
-        self._stopped.set()
-        self._pool.shutdown()
-
-
 def check(seed: int, kills: int, folder: Path) -> Counter[str]:
     draw = random.Random(seed)
     (folder / "job.py").write_text(JOB)
@@ -95,7 +58,7 @@ def check(seed: int, kills: int, folder: Path) -> Counter[str]:
         receiver = held.enter_context(closing(Receiver()))
         into_job = held.enter_context(closing(UnreliableProxy(seed, port)))
         out_of_job = held.enter_context(closing(UnreliableProxy(seed + 1, receiver.port)))
-        sender = held.enter_context(closing(Sender(seed, into_job)))
+        sender = held.enter_context(closing(Sender(seed, into_job.port)))
         hook = f"http://127.0.0.1:{out_of_job.port}/hook"
         for life in range(kills):
             sender.send([{"order": f"{life}/{n}", "amount": n} for n in range(40)])
