@@ -79,6 +79,7 @@ class TableFacts:
     place: str
     columns: tuple[Column, ...]
     unique: tuple[frozenset[str], ...]
+    view: bool
 
     def column(self, name: str) -> Column | None:
         """Return the column of a name, if there is one."""
@@ -99,7 +100,7 @@ def look_up(connection: psycopg.Connection[Any], table: str) -> TableFacts | Non
         raise JobError(f"{schema}.{name} is neither a table nor a view")
     columns = tuple(map(_column, connection.execute(_COLUMNS, [oid]).fetchall()))
     unique = tuple(frozenset(names) for (names,) in connection.execute(_UNIQUE, [oid, oid]).fetchall())
-    return TableFacts(oid, f"{schema}.{name}", columns, unique)
+    return TableFacts(oid, f"{schema}.{name}", columns, unique, kind in ("v", "m", "f"))
 
 
 def _column(row: Sequence[Any]) -> Column:

@@ -129,4 +129,4 @@ class Progress:
         return [self.publisher.context.job_id, self.publisher.context.sink_id]
 
     def _sql(self, text: str, lock: bool = False) -> bytes:
-        return (text.format(quoted_table(self.table)) + (" FOR UPDATE" if lock else "")).encode()
+        return (text.format(quoted_table(self.table).replace("%", "%%")) + (" FOR UPDATE" if lock else "")).encode()

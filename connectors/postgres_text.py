@@ -27,7 +27,7 @@ COPY_FORMAT: Final = "(FORMAT csv)"
 _WRITE: Final = pyarrow.csv.WriteOptions(include_header=False, batch_size=16_384, quoting_style="needed")
 _FIRST_DAY: Final = dt.date(1, 1, 1)
 _LAST_DAY: Final = dt.date(9999, 12, 31)
-_UUID: Final = "^[0-9a-fA-F]{8}-([0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12}$"
+UUID: Final = "^[0-9a-fA-F]{8}-([0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12}$"
 _HEX: Final = np.frombuffer("".join(f"{byte:02x}" for byte in range(256)).encode(), np.uint16)
 
 
@@ -93,7 +93,7 @@ def _text_checks(column: Column) -> Iterator[tuple[_Find, str]]:
         case "varchar" | "bpchar" if column.characters is not None:
             yield (lambda array: _first(array, pc.greater(pc.utf8_length(array), column.characters))), "it is too long"
         case "uuid":
-            yield (lambda array: _first(array, pc.invert(pc.match_substring_regex(array, _UUID)))), "it is no UUID"
+            yield (lambda array: _first(array, pc.invert(pc.match_substring_regex(array, UUID)))), "it is no UUID"
         case "json" | "jsonb":
             yield _bad_json, "it is no JSON that PostgreSQL takes"
         case "enum":
@@ -188,6 +188,16 @@ def _joined(*parts: str | pa.Array) -> pa.Array:
     """Put large strings together, row by row; null where one is."""
     scalars = [pa.scalar(part, pa.large_string()) if isinstance(part, str) else part for part in (*parts, "")]
     return pc.binary_join_element_wise(*scalars)
+
+
+def array_literal(array: pa.Array) -> str:
+    """Return a whole array as PostgreSQL writes it.
+
+    >>> array_literal(pa.array(['a"b', "c"]))
+    '{"a\\\\"b","c"}'
+    """
+    text: str = as_text(pa.LargeListArray.from_arrays(pa.array([0, len(array)], pa.int64()), array))[0].as_py()
+    return text
 
 
 def _array_literals(array: pa.Array) -> pa.Array:

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from millstream.connectors.memory import memory_sink, memory_source
     from millstream.connectors.polling import generate, poll
     from millstream.connectors.postgres_sink import postgres_sink
+    from millstream.connectors.postgres_source import postgres_source
+    from millstream.connectors.postgres_table import postgres_table
     from millstream.connectors.printing import print_sink
     from millstream.engine.errors import (
         DataError,
@@ -76,6 +78,8 @@ _HOMES = {
     "millstream.connectors.memory": ("memory_sink", "memory_source"),
     "millstream.connectors.postgres_sink": ("postgres_sink",),
     "millstream.connectors.polling": ("generate", "poll"),
+    "millstream.connectors.postgres_source": ("postgres_source",),
+    "millstream.connectors.postgres_table": ("postgres_table",),
     "millstream.connectors.printing": ("print_sink",),
     "millstream.engine.errors": (
         "DataError",
@@ -175,6 +179,8 @@ __all__ = [
     "parquet",
     "poll",
     "postgres_sink",
+    "postgres_source",
+    "postgres_table",
     "prev",
     "print_sink",
     "quantile",
