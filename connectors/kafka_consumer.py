@@ -11,7 +11,7 @@ from typing import Final
 
 import numpy as np
 import numpy.typing as npt
-from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, Message, TopicPartition
+from confluent_kafka import Consumer, KafkaError, Message, TopicPartition
 from millstream.connectors.kafka_clients import Clients
 from millstream.engine.errors import ExternalError
 
@@ -31,11 +31,11 @@ class PartitionQueue:
     """What has been fetched of one partition and not been read.
 
     Attributes:
-        next: the offset after the last message put in; None: none has been, and it begins with the first there is.
+        next: the offset after the last message put in, or where it begins.
         parked: it is not fetched, until the queue is empty.
     """
 
-    def __init__(self, topic: str, partition: int, start: int | None) -> None:
+    def __init__(self, topic: str, partition: int, start: int) -> None:
         self.topic = topic
         self.partition = partition
         self.next = start
@@ -116,8 +116,8 @@ class SharedConsumer:
         """Whether no partition is open."""
         return not self._queues
 
-    def open(self, topic: str, partition: int, start: int | None) -> PartitionQueue:
-        """Fetch a partition from an offset; None: from the first message there is."""
+    def open(self, topic: str, partition: int, start: int) -> PartitionQueue:
+        """Fetch a partition from an offset."""
         queue = PartitionQueue(topic, partition, start)
         with self._lock:
             if self._consumer is None:
@@ -164,8 +164,7 @@ class SharedConsumer:
             self._lock.release()
 
     def _assign(self, consumer: Consumer, queue: PartitionQueue) -> None:
-        start = OFFSET_BEGINNING if queue.next is None else queue.next
-        consumer.incremental_assign([TopicPartition(queue.topic, queue.partition, start)])
+        consumer.incremental_assign([TopicPartition(queue.topic, queue.partition, queue.next)])
 
     def _park(self, consumer: Consumer, asking: PartitionQueue) -> None:
         full = [queue for queue in self._queues.values() if queue.full and not queue.parked and queue is not asking]
@@ -232,8 +231,8 @@ def offset_of(message: Message) -> int:
     return offset
 
 
-def from_offset(messages: Sequence[Message], least: int | None) -> Sequence[Message]:
+def from_offset(messages: Sequence[Message], least: int) -> Sequence[Message]:
     """Return those at this offset or behind it, of messages in order."""
-    if least is None or not messages or offset_of(messages[0]) >= least:
+    if not messages or offset_of(messages[0]) >= least:
         return messages
     return [message for message in messages if offset_of(message) >= least]

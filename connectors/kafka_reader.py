@@ -7,7 +7,7 @@ from typing import Any, Literal, TypeAlias
 
 import pyarrow as pa
 from confluent_kafka import KafkaError, Message
-from millstream.connectors.kafka_consumer import SharedConsumer, offset_of
+from millstream.connectors.kafka_consumer import PartitionQueue, SharedConsumer, offset_of
 from millstream.connectors.kafka_rows import RowDecoder
 from millstream.connectors.kafka_topics import GroupOffsets, Place, Topics
 from millstream.connectors.reading_plan import empty_batch, shown
@@ -91,7 +91,7 @@ class KafkaReader(SplitReader):
         self._rows = rows
         self._rules = rules
         self._context = context
-        self._queue = None if stretch.over else cluster.consumer.open(*place, stretch.next)
+        self._queue = None if stretch.over else self._fetch()
 
     def read(self) -> pa.RecordBatch | SplitEnd:
         """Return the next rows, none of them if all messages were bad, or PENDING, or FINISHED at the end.
@@ -208,7 +208,12 @@ class KafkaReader(SplitReader):
     def _open_again(self) -> None:
         assert self._queue is not None
         if not self._stretch.over:
-            self._queue = self._cluster.consumer.open(*self._place, self._next)
+            self._queue = self._fetch()
+
+    def _fetch(self) -> PartitionQueue:
+        # The client could find out where a partition begins by itself, but takes half a second for it.
+        first = self._cluster.topics.starts([self._place])[self._place] if self._next is None else self._next
+        return self._cluster.consumer.open(*self._place, first)
 
     @property
     def _where(self) -> str:

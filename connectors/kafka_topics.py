@@ -156,6 +156,8 @@ class Topics:
             raise self._failed("cannot look up where its partitions begin and end", error) from error
 
     def _failed(self, what: str, error: KafkaException) -> ExternalError:
+        if self._client is not None:
+            self._client.poll(0)
         heard = f"; last heard: {self._clients.last_error}" if self._clients.last_error else ""
         return ExternalError(f"Kafka source {self._source!r}: {what}: {reason(error)}{heard}")
 
