@@ -60,7 +60,7 @@ class Clients:
     @property
     def read_committed(self) -> bool:
         """Whether messages of open and aborted transactions are left out."""
-        return self._settings.get("isolation.level", "read_committed") == "read_committed"
+        return bool(self._settings.get("isolation.level", "read_committed") == "read_committed")
 
     def consumer(self) -> Consumer:
         """Return a consumer with nothing assigned. Raises JobError if a setting makes no sense."""

@@ -142,7 +142,7 @@ class KafkaCommitter(Committer):
             self._check_same(record, epoch)
             start = record.messages
         end = self._end(epoch.messages, start)
-        last = end == epoch.messages.num_rows
+        last = bool(end == epoch.messages.num_rows)
         done = self._done(record, epoch, end, last)
         producer.begin_transaction()
         hit("kafka.begun")
@@ -183,4 +183,4 @@ class KafkaCommitter(Committer):
             if pa.types.is_binary(column.type):
                 sizes += pc.fill_null(pc.binary_length(column), 0).to_numpy()
         fitting = int(np.searchsorted(np.cumsum(sizes), self._target.transaction_bytes, side="right"))
-        return min(messages.num_rows, start + max(1, fitting))
+        return min(int(messages.num_rows), start + max(1, fitting))

@@ -144,7 +144,7 @@ def explained(error: BaseException) -> str:
     >>> explained(ValueError("no"))
     'no'
     """
-    first = error.args[0] if error.args else None
+    first: Any = error.args[0] if error.args else None
     text = first.str() if hasattr(first, "str") else str(error)
     name = f"{first.name()}: " if hasattr(first, "name") else ""
     return name + (" ".join(text.split()) or type(error).__name__)
@@ -152,7 +152,7 @@ def explained(error: BaseException) -> str:
 
 def code_of(error: BaseException) -> str:
     """The name of a client's error code; empty if it has none."""
-    first = error.args[0] if error.args else None
+    first: Any = error.args[0] if error.args else None
     return str(first.name()) if hasattr(first, "name") else ""
 
 

@@ -200,7 +200,7 @@ class SharedConsumer:
         """Return a number for each message that tells its partition from any other."""
         numbers = np.fromiter(map(_PARTITION, messages), np.int64, len(messages))
         if len(self._topics) > 1:
-            topics = map(self._topics.__getitem__, map(_TOPIC, messages))  # type: ignore[arg-type]
+            topics = map(self._topics.__getitem__, map(_TOPIC, messages))
             numbers += np.fromiter(topics, np.int64, len(messages)) << 32
         return numbers
 
@@ -226,7 +226,7 @@ def _place(message: Message) -> tuple[str, int]:
 
 def offset_of(message: Message) -> int:
     """Return the offset of a message, which has one."""
-    offset = message.offset()
+    offset: int | None = message.offset()
     assert offset is not None
     return offset
 

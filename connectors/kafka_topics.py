@@ -109,7 +109,9 @@ class Topics:
     def commit(self, group: str, offsets: Mapping[Place, int]) -> Future[Any]:
         """Tell the cluster up to where a group has read."""
         places = [TopicPartition(*place, offset) for place, offset in offsets.items()]
-        return self._ask().alter_consumer_group_offsets([ConsumerGroupTopicPartitions(group, places)])[group]
+        asked = self._ask().alter_consumer_group_offsets([ConsumerGroupTopicPartitions(group, places)])
+        future: Future[Any] = asked[group]
+        return future
 
     def _ask(self) -> AdminClient:
         if self._client is None:
