@@ -36,22 +36,21 @@ class Shape:
 
     Attributes:
         keys: none: messages have no key; one: its bytes, or its value as text; more: a JSON object of them.
-        format: ``json``: the value is an object of all columns but those of ``headers`` and ``partition``; ``raw``: it
-            is the column ``value``.
+        value: ``json``: an object of all columns but those of ``headers`` and ``partition``; ``raw``: ``column``.
         headers: from the header's name to the column.
     """
 
     keys: tuple[str, ...]
-    format: str
-    value: str | None
+    value: str
+    column: str
     headers: Mapping[str, str]
     timestamp: str | None
     partition: str | None
 
     def value_columns(self, schema: pa.Schema) -> list[str]:
         """The columns that a value is made of."""
-        if self.format == "raw":
-            return [str(self.value)]
+        if self.value == "raw":
+            return [self.column]
         elsewhere = {*self.headers.values(), self.partition}
         return [name for name in unweighted(schema).names if name not in elsewhere]
 
@@ -73,14 +72,14 @@ class Shape:
                     f"column {name!r} is {type_}, which makes no key that others would find again: make it a whole "
                     "number, text, bytes, a decimal, a date or a time"
                 )
-        for name in [*self.headers.values(), *([str(self.value)] if self.format == "raw" else [])]:
+        for name in [*self.headers.values(), *([self.column] if self.value == "raw" else [])]:
             if not is_text(plain.field(name).type):
                 raise SchemaError(f"column {name!r} is {plain.field(name).type}; it must be text or bytes: cast it")
         if self.timestamp is not None and not pa.types.is_timestamp(plain.field(self.timestamp).type):
             raise SchemaError(f"column {self.timestamp!r} is {plain.field(self.timestamp).type}, not a timestamp")
         if self.partition is not None and not pa.types.is_integer(plain.field(self.partition).type):
             raise SchemaError(f"column {self.partition!r} is {plain.field(self.partition).type}, not a whole number")
-        if self.format == "json":
+        if self.value == "json":
             if not self.value_columns(schema):
                 raise SchemaError("no column is left for the value of messages")
             JsonLines().check(plain_schema(pa.schema([plain.field(name) for name in self.value_columns(schema)])))
@@ -144,7 +143,7 @@ class Messages:
 
     def _value(self, rows: pa.Table) -> pa.Array:
         names = self._shape.value_columns(rows.schema)
-        return as_json(rows.select(names)) if self._shape.format == "json" else as_bytes(_one(rows[names[0]]))
+        return as_json(rows.select(names)) if self._shape.value == "json" else as_bytes(_one(rows[names[0]]))
 
     def _partition(self, rows: pa.Table, key: pa.Array) -> pa.Array:
         if self._shape.partition is not None:

@@ -29,12 +29,12 @@ _SECONDS: Final = 30.0
 
 
 def kafka_sink(  # noqa: PLR0913
-    brokers: str,
+    brokers: str | Sequence[str],
     topic: str,
     *,
     key: str | Sequence[str] | None = None,
-    format: Literal["json", "raw"] = "json",
-    value: str | None = None,
+    value: Literal["json", "raw"] = "json",
+    column: str | None = None,
     headers: Mapping[str, str] | None = None,
     timestamp: str | None = None,
     partition: str | None = None,
@@ -53,12 +53,12 @@ def kafka_sink(  # noqa: PLR0913
     number for the topic ``progress``, in one Kafka transaction: readers see an epoch whole or not at all.
 
     Args:
-        brokers: ``host:port``, several separated by commas.
+        brokers: ``"host:port"`` of some of the brokers, separated by commas or as a list.
         topic: it must be there.
         key: the column with messages' keys, whose partitions are those that Kafka's Java client chooses; several
             columns make a JSON object. None: messages have no key, and partitions take turns.
-        format: ``json``: the value is a JSON object of the row; ``raw``: it is the text or the bytes of one column.
-        value: that column.
+        value: ``json``: a JSON object of the row; ``raw``: the text or the bytes of one column.
+        column: which one it is; None: ``value``.
         headers: from the name of a header to the column it comes from.
         timestamp: the column with messages' times; None: when they are sent.
         partition: the column that says which partition a row goes to.
@@ -78,10 +78,10 @@ def kafka_sink(  # noqa: PLR0913
     KafkaSink(kafka:orders)
     """
     keys = (key,) if isinstance(key, str) else tuple(key or ())
-    if format not in ("json", "raw"):
-        raise JobError(f"kafka_sink(): format must be 'json' or 'raw', got {format!r}")
-    if (format == "raw") != (value is not None):
-        raise JobError(f"kafka_sink(): value= names the column for format='raw', and only for it; got {value!r}")
+    if value not in ("json", "raw"):
+        raise JobError(f"kafka_sink(): value must be 'json' or 'raw', got {value!r}")
+    if value == "json" and column is not None:
+        raise JobError(f"kafka_sink(): column= is for value='raw'; JSON is made of all columns, got {column!r}")
     if mode not in ("append", "upsert", None):
         raise JobError(f"kafka_sink(): mode must be 'append' or 'upsert', got {mode!r}")
     if delivery not in ("exactly_once", "at_least_once"):
@@ -91,8 +91,8 @@ def kafka_sink(  # noqa: PLR0913
     if not topic:
         raise JobError("kafka_sink(): the topic has no name")
     size = byte_size(transaction_bytes)
-    shape = Shape(keys, format, value, dict(headers or {}), timestamp, partition)
-    cluster = Brokers(brokers, dict(settings or {}))
+    shape = Shape(keys, value, column or "value", dict(headers or {}), timestamp, partition)
+    cluster = Brokers(brokers if isinstance(brokers, str) else ",".join(brokers), dict(settings or {}))
     options = Options(mode, delivery, again, progress, size, micros(patience) / 1_000_000)
     return KafkaSink(cluster, topic, shape, options, name or f"kafka:{topic}")
 

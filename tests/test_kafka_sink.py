@@ -106,7 +106,7 @@ def test_what_a_message_is_made_of(kafka: Broker) -> None:
 def test_bytes_are_sent_as_they_are(kafka: Broker) -> None:
     topic = kafka.create("t")
     batch = pa.record_batch({"at": [dt.date(2026, 1, 31), None, None], "body": [b"\xff\x00", b"", None]})
-    write(ms.kafka_sink(kafka.address, topic, key="at", format="raw", value="body"), [batch])
+    write(ms.kafka_sink(kafka.address, topic, key="at", value="raw", column="body"), [batch])
     sent = [(message.key(), message.value()) for message in kafka.consume(topic)]
     assert sent == [(b"2026-01-31", b"\xff\x00"), (None, b""), (None, None)]
 
@@ -265,9 +265,10 @@ def test_a_copy_of_the_store_that_went_on_differently_is_refused(kafka: Broker) 
         ({"a": pa.int64()}, {"key": "b"}, "no column 'b'"),
         ({"a": pa.float64()}, {"key": "a"}, "no key that others would find again"),
         ({"a": pa.int64()}, {"headers": {"h": "a"}}, "must be text or bytes"),
-        ({"a": pa.int64()}, {"format": "raw", "value": "a"}, "must be text or bytes"),
+        ({"a": pa.int64()}, {"value": "raw", "column": "a"}, "must be text or bytes"),
         ({"a": pa.int64()}, {"timestamp": "a"}, "not a timestamp"),
         ({"a": pa.string()}, {"partition": "a"}, "not a whole number"),
+        ({"a": pa.string()}, {"value": "raw"}, "no column 'value'"),
         ({"a": pa.string()}, {"headers": {"h": "a"}}, "no column is left"),
         ({"a": pa.duration("ns")}, {}, "'a' of type duration"),
         ({"a": pa.int64(), "b": pa.list_(pa.int64()), WEIGHT: pa.int64()}, {"key": "a"}, "whole rows"),
@@ -285,9 +286,8 @@ def test_rows_of_which_no_messages_can_be_made_are_refused(
     [
         ({"brokers": ""}, "host:port"),
         ({"topic": ""}, "no name"),
-        ({"format": "xml"}, "'json' or 'raw'"),
-        ({"format": "raw"}, "names the column"),
-        ({"value": "a"}, "names the column"),
+        ({"value": "xml"}, "'json' or 'raw'"),
+        ({"column": "a"}, "is for value='raw'"),
         ({"mode": "replace"}, "'append' or 'upsert'"),
         ({"mode": "upsert"}, "need key="),
         ({"mode": "upsert", "key": "a", "delivery": "at_least_once"}, "need key="),

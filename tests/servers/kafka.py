@@ -58,6 +58,7 @@ share.coordinator.state.topic.num.partitions=1
 share.coordinator.state.topic.replication.factor=1
 share.coordinator.state.topic.min.isr=1
 group.initial.rebalance.delay.ms=0
+transaction.abort.timed.out.transaction.cleanup.interval.ms=200
 broker.session.timeout.ms=2000
 broker.heartbeat.interval.ms=200
 controlled.shutdown.enable=false
@@ -106,18 +107,23 @@ class Broker:
 
     Attributes:
         address: what clients connect to, ``127.0.0.1:PORT``; the same after a restart.
+        port: the one it listens on.
         folder: its data, settings and log; removed at the end.
     """
 
     def __init__(self, settings: Mapping[str, object] | None = None) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="millstream-kafka-"))
-        self._port, self._controller = free_ports(2)
-        self.address = f"127.0.0.1:{self._port}"
+        self.port, self._controller = free_ports(2)
+        self.address = f"127.0.0.1:{self.port}"
         self._settings = dict(settings or {})
         self._process: subprocess.Popen[bytes] | None = None
 
+    def advertise(self, port: int) -> None:
+        """Tell clients another port, that of a proxy; to be called before it starts."""
+        self._settings["advertised.listeners"] = f"PLAINTEXT://127.0.0.1:{port}"
+
     def __enter__(self) -> Broker:
-        lines = [_PROPERTIES.format(folder=self.folder, port=self._port, controller=self._controller)]
+        lines = [_PROPERTIES.format(folder=self.folder, port=self.port, controller=self._controller)]
         lines += [f"{key}={value}\n" for key, value in self._settings.items()]
         self._properties.write_text("".join(lines))
         (self.folder / "log4j2.properties").write_text(_LOGGING)
@@ -251,7 +257,7 @@ class Broker:
         from confluent_kafka import KafkaException
 
         with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", self._port)):
+            if probe.connect_ex(("127.0.0.1", self.port)):
                 return False
         try:
             return len(self.admin.list_topics(timeout=1).brokers) == 1
