@@ -78,6 +78,17 @@ def kafka_sink(  # noqa: PLR0913
     KafkaSink(kafka:orders)
     """
     keys = (key,) if isinstance(key, str) else tuple(key or ())
+    _check_choices(topic, value, column, mode, delivery)
+    if mode == "upsert" and not (keys and delivery == "exactly_once"):
+        raise JobError("kafka_sink(): upserts need key= and delivery='exactly_once'")
+    size = byte_size(transaction_bytes)
+    shape = Shape(keys, value, column or "value", dict(headers or {}), timestamp, partition)
+    cluster = Brokers(brokers if isinstance(brokers, str) else ",".join(brokers), dict(settings or {}))
+    options = Options(mode, delivery, again, progress, size, micros(patience) / 1_000_000)
+    return KafkaSink(cluster, topic, shape, options, name or f"kafka:{topic}")
+
+
+def _check_choices(topic: str, value: str, column: str | None, mode: str | None, delivery: str) -> None:
     if value not in ("json", "raw"):
         raise JobError(f"kafka_sink(): value must be 'json' or 'raw', got {value!r}")
     if value == "json" and column is not None:
@@ -86,15 +97,8 @@ def kafka_sink(  # noqa: PLR0913
         raise JobError(f"kafka_sink(): mode must be 'append' or 'upsert', got {mode!r}")
     if delivery not in ("exactly_once", "at_least_once"):
         raise JobError(f"kafka_sink(): delivery must be 'exactly_once' or 'at_least_once', got {delivery!r}")
-    if mode == "upsert" and not (keys and delivery == "exactly_once"):
-        raise JobError("kafka_sink(): upserts need key= and delivery='exactly_once'")
     if not topic:
         raise JobError("kafka_sink(): the topic has no name")
-    size = byte_size(transaction_bytes)
-    shape = Shape(keys, value, column or "value", dict(headers or {}), timestamp, partition)
-    cluster = Brokers(brokers if isinstance(brokers, str) else ",".join(brokers), dict(settings or {}))
-    options = Options(mode, delivery, again, progress, size, micros(patience) / 1_000_000)
-    return KafkaSink(cluster, topic, shape, options, name or f"kafka:{topic}")
 
 
 @dataclass(frozen=True, slots=True)
