@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 Result = TypeVar("Result")
 
 _PLACEHOLDER: Final = re.compile(r"\$\{[^}]*\}")
-_PASSING: Final = ("08", "53", "57", "58", "40", "55P03", "25P03", "25006")
+_PASSING: Final = ("08", "53", "57", "58", "40", "55P03", "55006", "25P03", "25006")
 """SQLSTATE classes and codes of what may pass: connections, resources, shutdowns, disks, conflicts, locks, standbys."""
 
 _SESSION: Final = {
@@ -147,6 +147,36 @@ def blame_server(what: str, doing: str, *, advice: str = "") -> Iterator[None]:
         if may_pass(error):
             raise ExternalError(text) from error
         raise JobError(f"{text}. {advice}" if advice else text) from error
+
+
+class Absence:
+    """How long a server may be away from a reader that must not wait for it: it asks again later.
+
+    Args:
+        patience: in seconds.
+    """
+
+    def __init__(self, patience: float) -> None:
+        self._patience = patience
+        self._since: float | None = None
+        self._not_before = 0.0
+
+    @property
+    def lasts(self) -> bool:
+        """Whether it is too early to ask again."""
+        return time.monotonic() < self._not_before
+
+    def wait(self, seconds: float) -> None:
+        """Ask again after so long; the server is there."""
+        self._since, self._not_before = None, time.monotonic() + seconds
+
+    def note(self, error: Exception) -> None:
+        """Take note that the server could not be asked; raise the error if it has been so for too long, or will be."""
+        now = time.monotonic()
+        self._since = self._since or now
+        if not may_pass(error) or now - self._since >= self._patience:
+            raise error
+        self._not_before = now + min(0.25, self._patience / 10)
 
 
 def persistently(attempt: Callable[[], Result], what: str, seconds: float) -> Result:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 import pyarrow as pa
 from millstream.connectors.postgres_catalog import TableFacts, check_encoding, look_up, named
-from millstream.connectors.postgres_connection import Server, blame_server, may_pass, quoted_table
+from millstream.connectors.postgres_connection import Absence, Server, blame_server, quoted_table
 from millstream.connectors.postgres_values import SESSION, TableReader, schema_of
 from millstream.engine.errors import JobError, SchemaError
 from millstream.engine.expression import Expr
@@ -173,23 +172,31 @@ class _CursorReader(SplitReader):
         self._types = [column.declared for name in source.by if (column := facts.column(name)) is not None]
         self._texts = [f"$cursor{index}" for index in range(len(source.by))]
         self._connection: psycopg.Connection[Any] | None = None
-        self._not_before = 0.0
-        self._away_since: float | None = None
+        self._absence = Absence(source.patience)
 
     def read(self) -> pa.RecordBatch | SplitEnd:
         """Return the next page. Raises ExternalError when the server has been away for too long."""
-        if time.monotonic() < self._not_before:
+        from psycopg import Error
+
+        if self._absence.lasts:
             return SplitEnd.PENDING
         with blame_server(self._source.name, "reading the table"):
-            text = self._page()
-        if text is None:
-            return SplitEnd.PENDING
+            try:
+                text = self._copied()
+            except Error as error:
+                self.close()
+                self._absence.note(error)
+                return SplitEnd.PENDING
+        self._absence.wait(0)
         rows = self._reader.rows(text, self._texts)
-        if not rows.num_rows:
-            return self._nothing()
-        self._position = [rows[name][-1].as_py() for name in self._texts]
-        (batch,) = rows.select(self._reader.schema.names).combine_chunks().to_batches()
-        return batch.cast(self._source.schema)
+        if rows.num_rows:
+            self._position = [rows[name][-1].as_py() for name in self._texts]
+            (batch,) = rows.select(self._reader.schema.names).combine_chunks().to_batches()
+            return batch.cast(self._source.schema)
+        if self._source.poll is None:
+            return SplitEnd.FINISHED
+        self._absence.wait(self._source.poll)
+        return SplitEnd.PENDING
 
     def position(self) -> Position:
         """The cursor of the last row read, as the server writes it."""
@@ -203,29 +210,6 @@ class _CursorReader(SplitReader):
 
     def __del__(self) -> None:
         self.close()
-
-    def _nothing(self) -> SplitEnd:
-        if self._source.poll is None:
-            return SplitEnd.FINISHED
-        self._not_before = time.monotonic() + self._source.poll
-        return SplitEnd.PENDING
-
-    def _page(self) -> bytes | None:
-        """Return the text of the next page; None while the server is away."""
-        from psycopg import Error
-
-        try:
-            text = self._copied()
-        except Error as error:
-            self.close()
-            now = time.monotonic()
-            self._away_since = self._away_since or now
-            if not may_pass(error) or now - self._away_since >= self._source.patience:
-                raise
-            self._not_before = now + min(1.0, self._source.patience / 10)
-            return None
-        self._away_since = None
-        return text
 
     def _copied(self) -> bytes:
         if self._connection is None:

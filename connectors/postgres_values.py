@@ -20,8 +20,8 @@ from millstream.engine.store.columns import quote
 
 SESSION: Final = b"""
     SELECT set_config('TimeZone', 'UTC', false), set_config('DateStyle', 'ISO', false),
-           set_config('bytea_output', 'hex', false), set_config('extra_float_digits', '1', false),
-           set_config('statement_timeout', '0', false)"""
+           set_config('IntervalStyle', 'postgres', false), set_config('bytea_output', 'hex', false),
+           set_config('extra_float_digits', '1', false), set_config('statement_timeout', '0', false)"""
 """What a connection must be told once for its texts to be read here."""
 
 _TYPES: Final = {
@@ -127,7 +127,7 @@ class TableReader:
 def _expression(column: Column, name: str) -> str:
     if column.type in _ITEMS:
         return f"array_to_json({name})::text"
-    return name if column.type in _TYPES or column.type == "numeric" else f"{name}::text"
+    return name
 
 
 def _read_as(column: Column) -> pa.DataType:
@@ -152,14 +152,15 @@ def _from_hex(array: pa.Array) -> pa.Array:
     >>> _from_hex(pa.array(["\\\\x00ff", None, "\\\\x"])).to_pylist()
     [b'\\x00\\xff', None, b'']
     """
-    digits = pc.binary_slice(array.cast(pa.binary()), 2).cast(pa.large_binary())
+    # Without an end it raises where nothing is left of several values (pyarrow 26).
+    digits = pc.binary_slice(array.cast(pa.binary()), 2, 2**31 - 1).cast(pa.large_binary())
     offsets = np.frombuffer(digits.buffers()[1], np.int64, len(digits) + 1, digits.offset * 8)
     data = digits.buffers()[2]
     raw = np.frombuffer(data, np.uint8)[offsets[0] : offsets[-1]] if data is not None else np.empty(0, np.uint8)
     nibbles = _NIBBLES[raw]
     packed = nibbles[0::2] << 4 | nibbles[1::2]
     starts = (offsets - offsets[0]) // 2
-    bitmap = pa.array(digits.is_valid()).buffers()[1] if digits.null_count else None
+    bitmap = pa.array(array.is_valid()).buffers()[1] if array.null_count else None
     made = pa.Array.from_buffers(
         pa.large_binary(), len(digits), [bitmap, pa.py_buffer(starts), pa.py_buffer(np.ascontiguousarray(packed))]
     )

@@ -14,6 +14,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from millstream.connectors.blackhole import blackhole
     from millstream.connectors.duckdb_sink import duckdb_sink
+    from millstream.connectors.duckdb_source import duckdb_source
     from millstream.connectors.duckdb_table import duckdb_table
     from millstream.connectors.files_sink import csv, jsonl, parquet
     from millstream.connectors.files_source import files
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from millstream.connectors.kafka_source import kafka_source
     from millstream.connectors.memory import memory_sink, memory_source
     from millstream.connectors.polling import generate, poll
+    from millstream.connectors.postgres_changes import postgres_changes
     from millstream.connectors.postgres_sink import postgres_sink
     from millstream.connectors.postgres_source import postgres_source
     from millstream.connectors.postgres_table import postgres_table
@@ -68,6 +70,7 @@ _HOMES = {
     "millstream.connectors.blackhole": ("blackhole",),
     "millstream.connectors.files_sink": ("csv", "jsonl", "parquet"),
     "millstream.connectors.duckdb_sink": ("duckdb_sink",),
+    "millstream.connectors.duckdb_source": ("duckdb_source",),
     "millstream.connectors.duckdb_table": ("duckdb_table",),
     "millstream.connectors.files_source": ("files",),
     "millstream.connectors.generator": ("generator",),
@@ -76,6 +79,7 @@ _HOMES = {
     "millstream.connectors.kafka_sink": ("kafka_sink",),
     "millstream.connectors.kafka_source": ("kafka_source",),
     "millstream.connectors.memory": ("memory_sink", "memory_source"),
+    "millstream.connectors.postgres_changes": ("postgres_changes",),
     "millstream.connectors.postgres_sink": ("postgres_sink",),
     "millstream.connectors.polling": ("generate", "poll"),
     "millstream.connectors.postgres_source": ("postgres_source",),
@@ -154,6 +158,7 @@ __all__ = [
     "csv",
     "cumulating",
     "duckdb_sink",
+    "duckdb_source",
     "duckdb_table",
     "files",
     "first",
@@ -178,6 +183,7 @@ __all__ = [
     "min",
     "parquet",
     "poll",
+    "postgres_changes",
     "postgres_sink",
     "postgres_source",
     "postgres_table",

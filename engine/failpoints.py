@@ -48,6 +48,8 @@ NAMES: Final = (
     "postgres.begun",  # an epoch's transaction has begun, and has its marker locked
     "postgres.written",  # its rows and its marker are written, not committed
     "postgres.visible",  # it is committed in the server; nobody knows
+    "postgres.copying",  # what a source keeps in a database is begun; it has no slot yet
+    "postgres.copied",  # slot and copy are there; nothing was read
     "duckdb.written",  # a DuckDB file has an epoch's rows and marker, not committed
     "duckdb.visible",  # it is committed in the file; nobody knows
     "kafka.fenced",  # a new producer has ended what those before it had begun; the marker is not read yet

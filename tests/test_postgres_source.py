@@ -53,7 +53,7 @@ def test_what_arrow_has_no_type_for_comes_as_text(dsn: str) -> None:
     run(dsn, f"insert into t values (1, 'fine', '{id_}', '[1]', 1e-30, '1 day', '::1', array[date '2026-01-01'])")
     (row,) = check_source(lambda: ms.postgres_source(dsn, "t", cursor="id"))
     number = "0.000000000000000000000000000001"
-    assert list(row.values()) == [1, "fine", id_, "[1]", number, "1 day", "::1/128", "{2026-01-01}"]
+    assert list(row.values()) == [1, "fine", id_, "[1]", number, "1 day", "::1", "{2026-01-01}"]
 
 
 def test_a_value_beyond_arrow_is_named(dsn: str) -> None:
