@@ -7,6 +7,7 @@ import http.server
 import json
 import random
 import socket
+import ssl
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -37,9 +38,17 @@ class Reply:
         return json.loads(self.raw)
 
 
-def post(port: int, body: Any, headers: Mapping[str, str] | None = None, path: str = "/ingest") -> Reply:
+def post(
+    port: int,
+    body: Any,
+    headers: Mapping[str, str] | None = None,
+    path: str = "/ingest",
+    tls: ssl.SSLContext | None = None,
+) -> Reply:
     """Send a request and wait for its answer; what is not bytes is sent as JSON."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    if tls is not None:
+        connection = http.client.HTTPSConnection("127.0.0.1", port, timeout=30, context=tls)
     try:
         sent = body if isinstance(body, bytes) else json.dumps(body).encode()
         connection.request("POST", path, sent, {"Content-Type": "application/json", **(headers or {})})
@@ -85,11 +94,11 @@ def running(job: ms.Job, store: Path, **settings: Any) -> Iterator[tuple[ms.Cont
         assert not thread.is_alive(), "the job did not stop"
 
 
-def insist(port: int, body: Any, headers: Mapping[str, str] | None = None, path: str = "/ingest") -> Reply:
+def insist(port: int, body: Any, headers: Mapping[str, str] | None = None, **options: Any) -> Reply:
     """Send a request again and again, as a sender does, until it is answered, and not by "later"."""
     for _ in range(600):
         try:
-            reply = post(port, body, headers, path)
+            reply = post(port, body, headers, **options)
         except (OSError, http.client.HTTPException):
             reply = None
         if reply is not None and reply.status != 503:

@@ -14,6 +14,7 @@ import sys
 from collections import Counter
 from contextlib import ExitStack, closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 from http_kit import Receiver, Sender, free_port
