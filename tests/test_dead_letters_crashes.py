@@ -266,3 +266,62 @@ def test_a_replayed_row_is_not_left_in_hand_however_the_job_is_scheduled(tmp_pat
         assert mark(store, Selection()) == 1
         simulate(lambda: made(out, good=True), store, seed, crashes=0, parallelism=2)  # noqa: B023
         assert sorted(row["n"] for row in out.rows()) == list(range(6)), f"seed {seed} reproduces it"
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_replay_that_is_interrupted_reads_nothing_that_was_added_since(seed: int, tmp_path: Path) -> None:
+    """Its checkpoints are not those of a finished job any more, but its sources have ended all the same."""
+    out, store, good = ms.memory_sink(), tmp_path / "s.duckdb", False
+    (tmp_path / "1.jsonl").write_text("".join(f'{{"n": {n}}}\n' for n in range(20)))
+
+    def refuse(row: dict[str, Any]) -> dict[str, Any]:
+        assert good or row["n"] % 2
+        return row
+
+    async def slowly(row: dict[str, Any]) -> dict[str, Any]:
+        await asyncio.sleep(row["n"] / 20)
+        return row
+
+    def made() -> ms.Job:
+        job = ms.Job("replays")
+        rows = job.read(ms.files(str(tmp_path / "*.jsonl"), schema={"n": int}, name="numbers"))
+        rows = rows.map(refuse, schema={"n": int}, on_error="dead_letter", name="refuse")
+        rows.map_async(slowly, schema={"n": int}).write(out)
+        return job
+
+    simulate(made, store, seed, crashes=0, parallelism=1)
+    assert mark(store, Selection()) == 10
+    good = True
+    (tmp_path / "2.jsonl").write_text('{"n": 100}\n')
+    assert simulate(made, store, seed, crashes=4, steps_between=400).crashes == 4
+    assert sorted(row["n"] for row in out.rows()) == list(range(20))
+
+
+def test_a_source_that_is_new_in_a_job_whose_others_have_ended_is_read(tmp_path: Path) -> None:
+    control, seen, others = ms.Control(), ms.memory_sink("seen"), ms.memory_sink("others")
+
+    async def never(row: dict[str, Any]) -> dict[str, Any]:
+        await asyncio.Event().wait()
+        return row
+
+    async def at_once(row: dict[str, Any]) -> dict[str, Any]:
+        return row
+
+    def made(fn: Any, *, another: bool) -> ms.Job:
+        job = ms.Job("grows")
+        fn.__qualname__ = "look_up"
+        rows = job.read(ms.memory_source([{"n": 1}], name="one"))
+        rows.map_async(fn, schema={"n": int}, timeout=None).write(seen)
+        if another:
+            job.read(ms.memory_source([{"n": 2}], name="another")).write(others)
+        return job
+
+    def stop(status: Any) -> None:
+        if status.checkpoints.committed > 3:
+            control.stop()
+
+    store = tmp_path / "s.duckdb"
+    assert made(never, another=False).run(store, every="20ms", control=control, on_status=stop).outcome == "stopped"
+    assert made(at_once, another=True).run(store).outcome == "finished"
+    assert [row["n"] for row in seen.rows()] == [1]
+    assert [row["n"] for row in others.rows()] == [2]

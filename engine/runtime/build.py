@@ -129,21 +129,24 @@ class Builder:
         self._tables = {s.id: s.tables for s in plan.states}
         self._watermarks: Mapping[str, int] = {}
         positions: list[SplitPosition] = []
-        ended = False
+        ended: frozenset[str] = frozenset()
         if restored is not None:
             manifest = store.facts().last
             assert manifest is not None
             assert manifest.epoch == restored, f"{manifest.epoch=} {restored=}"
             self._watermarks = manifest.watermarks
             positions = store.positions(restored)
-            ended = manifest.finished
+            if manifest.finished:
+                ended = frozenset(node.id for node in plan.graph.sources())
+            elif manifest.ended:  # but for sources that the job has got since
+                ended = frozenset(manifest.operators)
         self._queues = {
             node.id: SplitQueue(
                 node.body.source,
                 [p for p in positions if p.source_id == node.id],
                 self._width(node),
                 clock,
-                ended=ended,
+                ended=node.id in ended,
             )
             for node in plan.graph.sources()
             if isinstance(node.body, Read)

@@ -268,6 +268,8 @@ class Coordinator:
             replayed=self._replayed,
             watermarks=self._watermarks(),
             memory=self.memory,
+            # As it was at the barrier: what has been read since is not in this checkpoint.
+            ended=all(part.ended for part in self._gathered),
         )
 
     def _letters_of(self, parts: Sequence[Acknowledgement]) -> list[NodeLetters]:

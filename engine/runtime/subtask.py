@@ -31,12 +31,17 @@ class Progress(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Acknowledgement:
-    """A subtask's whole part of a checkpoint."""
+    """A subtask's whole part of a checkpoint.
+
+    Attributes:
+        ended: it reads no source, or has read it to its end.
+    """
 
     subtask: str
     barrier: Barrier
     snapshot: Snapshot
     positions: Sequence[SplitPosition] = ()
+    ended: bool = True
 
 
 Acknowledge = Callable[[Acknowledgement], None]
@@ -195,7 +200,7 @@ class SourceSubtask(Subtask):
         self._head.barrier(barrier, snapshot)
         self._stopped = barrier.kind is not BarrierKind.CHECKPOINT
         hit("subtask.acknowledge")
-        self._acknowledge(Acknowledgement(self.name, barrier, snapshot, positions))
+        self._acknowledge(Acknowledgement(self.name, barrier, snapshot, positions, self.exhausted))
         return Progress.MADE
 
     def _pass_on(self, batch: pa.RecordBatch, rows_read: int) -> None:

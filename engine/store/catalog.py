@@ -172,6 +172,7 @@ def _entry(row: Mapping[str, object], operators: Mapping[int, Mapping[str, Opera
         watermarks=body.watermarks,
         operators=operators.get(generation, {}),
         memory=body.memory,
+        ended=body.ended,
     )
     return Entry(manifest, body)
 

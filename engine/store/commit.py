@@ -81,6 +81,7 @@ def prepare(
         committables=tuple(data.committables) if staged is None else (),
         written=tuple(w for g in gathered for w in g.written),
         memory=data.memory,
+        ended=data.ended,
         outbox=None if staged is None else staged.described,
     )
     manifest = Manifest(
@@ -92,6 +93,7 @@ def prepare(
         watermarks=body.watermarks,
         operators=operators,
         memory=data.memory,
+        ended=data.ended,
     )
     many = () if few else data.positions
     origins = catalog.origins.get(data.generation, {})

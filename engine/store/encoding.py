@@ -53,6 +53,7 @@ class Body:
         positions: splits that moved, unless there were so many that they are in ``positions``.
         splits: how many splits have a position at this epoch, those of earlier epochs included.
         committables: (sink id, handle), unless they are so big that they are in ``outbox``.
+        ended: every source had ended.
         written: what this epoch wrote; moves to ``written`` when the manifest is pruned.
     """
 
@@ -64,6 +65,7 @@ class Body:
     written: Sequence[Written]
     memory: Memory = field(default_factory=dict)
     outbox: Outbox | None = None
+    ended: bool = False
 
 
 def pack(value: Any, what: str) -> bytes:
@@ -121,6 +123,7 @@ def pack_body(body: Body) -> bytes:
         "splits": body.splits,
         "memory": {id_: dict(parts) for id_, parts in body.memory.items()},
         "written": [[*w.table, w.bucket, w.rows, w.digest] for w in body.written],
+        "ended": body.ended,
         "outbox": None if body.outbox is None else [dict(body.outbox.counts), body.outbox.digest],
     }
     whole = pack(sections, "the manifest")
@@ -144,6 +147,7 @@ def unpack_body(data: bytes, epoch: Epoch) -> Body:
             written=tuple(Written(epoch, (o, t), b, r, d) for o, t, b, r, d in sections["written"]),
             memory=sections["memory"],
             outbox=None if sections["outbox"] is None else Outbox(*sections["outbox"]),
+            ended=sections["ended"],
         )
     except (ValueError, TypeError, KeyError) as error:
         raise StoreCorrupt(f"{what} cannot be read ({error!r}): restore the store from a backup") from error

@@ -164,6 +164,7 @@ class CheckpointData:
         committables: (sink id, handle), in the order they were prepared.
         watermarks: the watermark of each operator when its barrier passed.
         memory: bytes that each operator and sink held then, by part.
+        ended: every source had ended when it passed on the barrier.
         replayed: dead letters of earlier epochs whose rows were processed again in this one.
     """
 
@@ -177,6 +178,7 @@ class CheckpointData:
     replayed: Sequence[LetterId] = ()
     watermarks: Mapping[str, int] = field(default_factory=dict)
     memory: Memory = field(default_factory=dict)
+    ended: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,6 +204,8 @@ class Manifest:
         tables: by (operator id, table name): every table with state at this epoch.
         operators: the operators (id to name) of the job that wrote it.
         memory: bytes that each operator and sink held, by part.
+        ended: every source had ended, and will not be read on, whatever it has become since. A job that had finished
+            and processes dead letters again has not finished then, but its sources have.
     """
 
     epoch: Epoch
@@ -212,6 +216,7 @@ class Manifest:
     watermarks: Mapping[str, int]
     operators: Mapping[str, OperatorState]
     memory: Memory = field(default_factory=dict)
+    ended: bool = False
 
     @property
     def finished(self) -> bool:
