@@ -19,6 +19,7 @@ from millstream.engine.state import DELETED, StateDelta, StateTable
 from millstream.engine.store.letters import LetterChange, Selection
 from millstream.engine.store.reader import StoreReader
 from millstream.engine.store.savepoints import fork
+from millstream.engine.store.schema import FORMAT
 from millstream.engine.store.store import CheckpointStore
 
 OUT = pa.schema({"n": pa.int64(), "count": pa.int64()})
@@ -257,4 +258,4 @@ def test_stores_before_the_letters_of_operators_are_refused_by_name(finished: Ru
         connection.execute("UPDATE job SET format = 2")
     for words in (("ls",), ("show", "1.1"), ("export", "--out", "x.jsonl"), ("drop", "--all")):
         said = call("deadletters", words[0], finished.store, *words[1:], code=1).stderr
-        assert "format [2], this version of Millstream reads 3" in said
+        assert f"format [2], this version of Millstream reads {FORMAT}" in said
