@@ -347,6 +347,8 @@ class _Run:
                 running, coordinator, on_tick=watcher.tick, stop_now=lambda: self._control.stop_now_requested
             )
         except BaseException:
+            # First of all the store's thread comes to an end: a committer may be at work there.
+            scheduler.close()
             running.let_go()
             raise
         finally:
