@@ -72,9 +72,11 @@ def check(seed: int, kills: int, folder: Path) -> Counter[str]:
             # Epochs that have something to send are few when the machine is slow; others come by themselves.
             hits = draw.randint(1, 1 if point in ("recovery.commit_again", "sink.commit", "sink.committed") else 8)
             process = start(folder, port, hook, f"{point}=kill@{hits}", draw.randint(1, 3))
+            held.callback(process.kill)
             assert process.wait(60) == -signal.SIGKILL, f"not killed at {point}: {told}"
         sender.send(messages(kills))
         last = start(folder, port, hook, "", 2)
+        held.callback(last.kill)
         for waiting in sender.waiting:
             waiting.result(60)
         last.send_signal(signal.SIGTERM)
