@@ -217,6 +217,7 @@ def test_brokers_that_stay_away_fail_the_start_so_that_the_job_may_be_restarted(
         committer, writer = sink.committer(ROWS.schema, CONTEXT), sink.writer(ROWS.schema, CONTEXT)
         writer.write(ROWS)
         rows = writer.prepare(1, False)
+        assert own.consume(f"millstream.shop.{topic}"), "the start of the job is visible before"
         own.kill()
         with pytest.raises(ExternalError, match=r"sending epoch 1 to topic 't-\w+' failed.*The brokers asked are"):
             committer.commit(1, rows)
