@@ -15,6 +15,7 @@ from millstream.connectors.postgres_pgoutput import (
     Cells,
     Change,
     Commit,
+    Incomplete,
     Keepalive,
     Relation,
     Truncate,
@@ -24,7 +25,7 @@ from millstream.connectors.postgres_pgoutput import (
 from millstream.connectors.postgres_slot import NUMBER, TEXT_SETTINGS, Slot
 from millstream.connectors.postgres_values import SESSION, TableReader
 from millstream.engine.changelog import weighted
-from millstream.engine.errors import DataError, ExternalError, JobError
+from millstream.engine.errors import DataError, JobError
 from millstream.engine.source import Chunk, Position, SplitEnd, SplitReader
 from millstream.engine.store.columns import literal, quote
 
@@ -58,7 +59,8 @@ class ChangesReader(SplitReader):
         self._durable: dict[str, Any] | None = position
         self._link: psycopg.Connection[Any] | None = None
         self._stream: psycopg.Connection[Any] | None = None
-        self._copy_is_there = position is None or "token" in position
+        # A start before this one may have been killed before it could drop it.
+        self._copy_is_there = True
         self._said_used = False
         self._told, self._told_at = 0, 0.0
         self._moved_at = time.monotonic()
@@ -175,6 +177,8 @@ class ChangesReader(SplitReader):
     # -- the slot -------------------------------------------------------------------------------------------------
 
     def _from_slot(self) -> pa.RecordBatch | Chunk | SplitEnd:
+        from psycopg import OperationalError
+
         if self._stream is None:
             self._stream = self._replication()
             self._start(self._stream)
@@ -187,7 +191,7 @@ class ChangesReader(SplitReader):
             if length == 0:
                 break
             if length < 0:
-                raise ExternalError(f"{self._name}: the server has ended the replication")
+                raise OperationalError("the server has ended the replication")
             self._take(bytes(data), rows, weights)
         self._tell(self._stream)
         if rows:
@@ -226,6 +230,12 @@ class ChangesReader(SplitReader):
                 self._position = {"lsn": end, "skip": 0}
             case Relation(oid, names):
                 self._places[oid] = self._columns_in(names)
+            case Incomplete():
+                place = self._slot.facts.place
+                raise DataError(
+                    f"{self._name}: the server does not say any more what goes from {place}: ALTER TABLE {place} "
+                    "REPLICA IDENTITY FULL was undone. Say it again, and start anew with another store and another slot"
+                )
             case Truncate():
                 raise DataError(
                     f"{self._name}: {self._slot.facts.place} was truncated, and the server does not say which rows "
@@ -248,9 +258,7 @@ class ChangesReader(SplitReader):
 
     def _add(self, change: Change, rows: list[Cells], weights: list[int]) -> None:
         places, old, new = self._places[change.oid], change.old, change.new
-        if new is None or old is not None:
-            if old is None:
-                raise DataError(f"{self._name}: {self._slot.facts.place} has no REPLICA IDENTITY FULL any more")
+        if old is not None:
             rows.append([old[place] for place in places])
             weights.append(-1)
         if new is not None:

@@ -97,6 +97,7 @@ class PostgresCommitter(Committer):
         rows = settle(letter.rows, self._target.keys)
         with blame_server(self._name, f"writing epoch {epoch} to {self._progress.place}", advice=_ADVICE):
             self._persistently(lambda connection: self._publish(connection, epoch, Letter(rows, letter.after)))
+        self._registered = True
         self._sent.note(epoch)
         hit("postgres.visible")
 
@@ -148,7 +149,6 @@ class PostgresCommitter(Committer):
         hit("postgres.begun")
         self._write(connection, letter.rows)
         self._progress.publish(connection, marker, epoch)
-        self._registered = True
         hit("postgres.written")
 
     def _write(self, connection: psycopg.Connection[Any], rows: pa.Table) -> None:

@@ -55,6 +55,13 @@ class Change:
 
 
 @dataclass(frozen=True, slots=True)
+class Incomplete:
+    """A row changed or went, and the server does not say which: the table's replica identity is not full."""
+
+    oid: int
+
+
+@dataclass(frozen=True, slots=True)
 class Truncate:
     """All rows of some tables went, nobody says which."""
 
@@ -69,7 +76,7 @@ class Keepalive:
     answer: bool
 
 
-Message: TypeAlias = Begin | Commit | Relation | Change | Truncate | Keepalive | None
+Message: TypeAlias = Begin | Commit | Relation | Change | Incomplete | Truncate | Keepalive | None
 
 
 def read_message(data: bytes) -> Message:
@@ -88,7 +95,7 @@ def read_message(data: bytes) -> Message:
     kind, at = data[at : at + 1], at + 1
     match kind:
         case b"I" | b"U" | b"D":
-            return _change(data, at)
+            return _change(data, at, kind)
         case b"B":
             return Begin(_LSN_XID.unpack_from(data, at)[0])
         case b"C":
@@ -127,14 +134,16 @@ def _text(data: bytes, at: int) -> tuple[str, int]:
     return data[at:end].decode(), end + 1
 
 
-def _change(data: bytes, at: int) -> Change:
+def _change(data: bytes, at: int, kind: bytes) -> Change | Incomplete:
     (oid,) = _UINT.unpack_from(data, at)
     at += 4
     old: Cells | None = None
-    if data[at : at + 1] in (b"K", b"O"):
+    if kind != b"I":
+        if data[at : at + 1] != b"O":
+            return Incomplete(oid)
         old, at = _cells(data, at + 1)
-    if data[at : at + 1] != b"N":
-        return Change(oid, old, None)
+        if kind == b"D":
+            return Change(oid, old, None)
     new, _ = _cells(data, at + 1)
     return Change(oid, old, new)
 

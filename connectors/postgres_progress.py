@@ -45,6 +45,8 @@ class Progress:
         found = connection.execute(b"SELECT to_regclass(%s) IS NOT NULL", [quoted_table(self.table)]).fetchone()
         if found == (True,):
             return
+        # Two jobs may start at the same time, and IF NOT EXISTS alone then fails one of them.
+        connection.execute(_LOCK_PLACE, [self.table])
         columns = (
             "job text NOT NULL, job_id text, sink_id text, target text NOT NULL, epoch bigint NOT NULL, generation "
             "bigint NOT NULL, owner text NOT NULL, changed_at timestamp with time zone NOT NULL DEFAULT now(), PRIMARY "

@@ -21,24 +21,24 @@ def file(tmp_path: Path) -> Path:
     with duckdb.connect(path) as connection:
         connection.execute(
             "create table t as select 'it''s ' || (n % 3) as k, n, make_timestamp(n * -1000001) as at, "
-            "case when n % 2 = 0 then n / 10 end as x from range(11) r(n)"
+            "case when n % 2 = 0 then n / 10 end as x from range(7) r(n)"
         )
     return path
 
 
-@pytest.mark.parametrize("order_by", ["n", "at", ["k", "n"], ["k", "at"]])
+@pytest.mark.parametrize("order_by", ["n", ["k", "at"]])
 def test_a_table_is_read_on_from_every_position(order_by: Any, file: Path) -> None:
     rows = check_source(lambda: ms.duckdb_source(file, "t", order_by=order_by))
     by = [order_by] if isinstance(order_by, str) else order_by
     assert rows == sorted(rows, key=lambda row: [row[name] for name in by])
-    assert len(rows) == 11
+    assert len(rows) == 7
 
 
 def test_a_query_is_read_too(file: Path) -> None:
     rows = check_source(
         lambda: ms.duckdb_source(file, query="select k, sum(n)::bigint as n from t group by k", order_by="k")
     )
-    assert rows == [{"k": "it's 0", "n": 18}, {"k": "it's 1", "n": 22}, {"k": "it's 2", "n": 15}]
+    assert rows == [{"k": "it's 0", "n": 9}, {"k": "it's 1", "n": 5}, {"k": "it's 2", "n": 7}]
 
 
 def test_every_type_comes_as_it_was_written(tmp_path: Path) -> None:

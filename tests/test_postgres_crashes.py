@@ -31,10 +31,10 @@ rows = job.read(ms.files("input/*.jsonl", name="rows"))
 rows.with_columns(v=ms.col("n") * 10).write(ms.postgres_sink({dsn!r}, "appended", create=True))
 rows.group_by("k").agg(n=ms.sum("n")).write(ms.postgres_sink({dsn!r}, "totals", key="k", create=True))
 """
+SLOW = ["sink.prepared@3", "store.before_commit@2", "sink.commit@3", "postgres.begun@3", "sink.committed@3"]
 POINTS = [
-    "sink.prepared@3", "store.before_commit@2", "store.after_commit@2", "sink.commit@3", "postgres.begun@3",
-    "postgres.begun@4", "postgres.written@3", "postgres.written@4", "postgres.visible@3", "postgres.visible@4",
-    "sink.committed@3",
+    "store.after_commit@2", "postgres.begun@4", "postgres.written@3", "postgres.written@4", "postgres.visible@3",
+    *(pytest.param(point, marks=pytest.mark.slow) for point in SLOW),
 ]  # fmt: skip
 
 

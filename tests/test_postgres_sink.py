@@ -80,7 +80,7 @@ VALUES: dict[str, tuple[pa.DataType, list[Any]]] = {
     "truth": (pa.bool_(), [True, False]),
     "dec": (pa.decimal128(20, 4), [Decimal("-1234567890123456.7891"), Decimal("0.0001")]),
     "text": (pa.string(), ["tab\t, \"quotes\", 'more', \\N \\. \\x00", "line\nline\r\n; ü 漢 🙂 \u2028"]),
-    "void": (pa.large_string(), ["", " "]),
+    "void": (pa.large_string(), ["", "in a line\n\\.\nof its own"]),
     "bytes": (pa.binary(), [b"", bytes(range(256))]),
     "fixed": (pa.binary(3), [b"\x00\x01\x02", b"abc"]),
     "day": (pa.date32(), [dt.date(1, 1, 1), dt.date(9999, 12, 31)]),
