@@ -37,6 +37,9 @@ host replication all 127.0.0.1/32 trust
 """
 """Who may come in: the role ``guarded``, once a test has made it, with a password; everybody else without."""
 PATIENCE_SECONDS = 30
+WATCH = 'read _; kill -QUIT "$1"; sleep 1; rm -rf "$2"'
+"""What ends a server whose test process has gone without a word: it then reads the end of a pipe."""
+
 _databases = itertools.count(1)
 
 
@@ -58,6 +61,7 @@ class PostgresServer:
         self.folder = Path(tempfile.mkdtemp(prefix="millstream-postgres-"))
         self.port = free_port()
         self._process: subprocess.Popen[bytes] | None = None
+        self._watch: subprocess.Popen[bytes] | None = None
         self._as: dict[str, Any] = {}
         if os.getuid() == 0:
             owner = next(entry for entry in pwd.getpwall() if entry.pw_name in ("postgres", "nobody"))
@@ -80,6 +84,7 @@ class PostgresServer:
                 self._process = subprocess.Popen(
                     [program("postgres"), "-D", "data"], cwd=self.folder, stdout=log, stderr=log, **self._as
                 )
+            self._watched(self._process.pid)
             while self._process.poll() is None:
                 try:
                     psycopg.connect(self.dsn(), connect_timeout=2).close()
@@ -92,11 +97,13 @@ class PostgresServer:
     def kill(self) -> None:
         """SIGKILL to the server process, whose children follow it."""
         assert self._process is not None
+        self._unwatched()
         self._process.kill()
         self._process.wait()
 
     def stop(self) -> None:
         """Stop it and remove its folder."""
+        self._unwatched()
         if self._process is not None and self._process.poll() is None:
             self._process.send_signal(signal.SIGQUIT)
             self._process.wait(PATIENCE_SECONDS)
@@ -111,6 +118,17 @@ class PostgresServer:
         yield self.dsn(name)
         with psycopg.connect(self.dsn(), autocommit=True) as connection:
             connection.execute(f"drop database if exists {name} with (force)")
+
+    def _watched(self, pid: int) -> None:
+        self._unwatched()
+        command = ["sh", "-c", WATCH, "sh", str(pid), str(self.folder)]
+        self._watch = subprocess.Popen(command, stdin=subprocess.PIPE)
+
+    def _unwatched(self) -> None:
+        watch, self._watch = self._watch, None
+        if watch is not None:
+            watch.kill()
+            watch.communicate()
 
     def _call(self, name: str, *words: str) -> None:
         command = [program(name), *words]
