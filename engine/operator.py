@@ -46,7 +46,13 @@ class Output(Protocol):
         ...
 
     def dead_letter(
-        self, rows: pa.RecordBatch, faults: Sequence[Fault], *, times: pa.Array | None = None, code: str = ""
+        self,
+        rows: pa.RecordBatch,
+        faults: Sequence[Fault],
+        *,
+        times: pa.Array | None = None,
+        code: str = "",
+        attempt: int | None = None,
     ) -> None:
         """Put rows aside that cannot be processed, if the user has asked for that instead of an error.
 
@@ -57,6 +63,7 @@ class Output(Protocol):
             faults: one for each row.
             times: the event time of each row, timestamp[us]; None if it has none.
             code: the version of the function that could not take them.
+            attempt: how often they have been tried, this time included, if they have been in hand; see ``on_attempt``.
         """
         ...
 
@@ -145,6 +152,12 @@ class Operator(ABC):
         """Take one batch of input ``index``; operators with several inputs override this."""
         del index
         self.process(batch, out)
+
+    def on_attempt(self, attempt: int) -> None:
+        """Rows that come from now on are tried for so many-th time: more than 1 while dead letters are replayed.
+
+        Only who keeps rows in hand need note it, and say it when they are put aside after all.
+        """
 
     def on_input_end(self, index: int, out: Output) -> None:
         """Of several inputs this one has ended: no more of its rows will come. Said again after a restart."""

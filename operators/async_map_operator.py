@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
 from functools import partial
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -168,7 +169,10 @@ class AsyncMapOperator(HoldingOperator):
                 number = list(results)[bad.index]
                 faults[number] = self._fault(calls[number], str(bad), UserCodeError(str(bad)))
                 del results[number]
-        self._put_aside([calls[number] for number in sorted(faults)], [faults[n] for n in sorted(faults)], out)
+        failed = sorted(faults, key=lambda number: (calls[number].part.attempt, number))
+        for attempt, some in groupby(failed, key=lambda number: calls[number].part.attempt):
+            numbers = list(some)
+            self._put_aside([calls[number] for number in numbers], [faults[n] for n in numbers], attempt, out)
 
     def _fault(self, call: _Call, what: str, error: Exception) -> Fault:
         """Note what is wrong with a row. Raises if rows are not put aside, or it is not the row that is wrong."""
@@ -179,13 +183,11 @@ class AsyncMapOperator(HoldingOperator):
         shown = shown_row(call.part.rows, call.index)
         raise UserCodeError(f"{function_place(self._spec.fn)} {what}; the row is {shown}") from error
 
-    def _put_aside(self, calls: list[_Call], faults: list[Fault], out: Output) -> None:
-        if not calls:
-            return
+    def _put_aside(self, calls: list[_Call], faults: list[Fault], attempt: int, out: Output) -> None:
         one_by_one = (call.part.rows.slice(call.index, 1) for call in calls)
         rows = pa.Table.from_batches(one_by_one).cast(self._input).combine_chunks().to_batches()[0]
         times = times_of(self._spec.time, rows)
-        out.dead_letter(rows, faults, times=times, code=self._code)
+        out.dead_letter(rows, faults, times=times, code=self._code, attempt=attempt)
 
     def _next_done(self) -> Iterator[_Call]:
         """Yield results as far as the next watermark among them, if order counts, and else as they came."""

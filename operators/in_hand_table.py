@@ -16,9 +16,9 @@ NAMING: Final = ("epoch", "subtask", "number")
 
 
 def in_hand_table(schema: pa.Schema) -> StateTable:
-    """One row per row in hand: what names it, the watermark that came before it, its columns."""
-    names = distinct_names([*NAMING, "after", *schema.names], {DELETED})
-    types = [pa.int64()] * 4 + [plain_type(field.type) for field in schema]
+    """One row per row in hand: what names it, the watermark before it, the how manyeth attempt it is, its columns."""
+    names = distinct_names([*NAMING, "after", "attempt", *schema.names], {DELETED})
+    types = [pa.int64()] * 5 + [plain_type(field.type) for field in schema]
     # By the subtask that wrote them down: rows that were in order stay with one subtask, and so in order.
     return StateTable("in_hand", pa.schema(list(zip(names, types, strict=True))), NAMING, route_by=("subtask",))
 

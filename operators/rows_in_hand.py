@@ -16,8 +16,8 @@ from millstream.engine.time import START_OF_TIME
 from millstream.operators.changes import latest
 from millstream.operators.python_rows import rows_as_dicts
 
-_LEADING = 4
-"""The first columns of the state table: epoch, subtask, number, after."""
+_LEADING = 5
+"""The first columns of the state table: epoch, subtask, number, after, attempt."""
 
 
 class Part:
@@ -26,13 +26,15 @@ class Part:
     Attributes:
         rows: the batch.
         after: the last watermark that came before it (microseconds).
+        attempt: how often its rows have been tried, this time included; more than 1 where dead letters are replayed.
         next: the first row that nobody has taken yet.
         left: how many rows have not gone out.
     """
 
-    def __init__(self, rows: pa.RecordBatch, after: int, naming: Ints | None = None) -> None:
+    def __init__(self, rows: pa.RecordBatch, after: int, attempt: int = 1, naming: Ints | None = None) -> None:
         self.rows = rows
         self.after = after
+        self.attempt = attempt
         self.next = 0
         self.left = rows.num_rows
         self._there: Bools = np.ones(rows.num_rows, np.bool_)
@@ -77,8 +79,11 @@ class Part:
         if len(there):
             naming = [pa.array(column[there]) for column in self._naming]
             after = pa.repeat(pa.scalar(self.after, pa.int64()), len(there))
+            attempt = pa.repeat(pa.scalar(self.attempt, pa.int64()), len(there))
             columns = self.rows.take(pa.array(there)).columns
-            yield pa.record_batch([*naming, after, *columns, pa.repeat(pa.scalar(False), len(there))], schema=schema)
+            yield pa.record_batch(
+                [*naming, after, attempt, *columns, pa.repeat(pa.scalar(False), len(there))], schema=schema
+            )
 
 
 class RowsInHand:
@@ -95,10 +100,10 @@ class RowsInHand:
         self._must_speak = False
         self.subtask = 0
 
-    def add(self, batch: pa.RecordBatch, after: int) -> None:
-        """Take a batch that came after a watermark."""
+    def add(self, batch: pa.RecordBatch, after: int, attempt: int = 1) -> None:
+        """Take a batch that came after a watermark, and is tried for so many-th time."""
         columns = [plain(column) for column in batch.columns]
-        self._append(Part(pa.record_batch(columns, schema=self._schema), after))
+        self._append(Part(pa.record_batch(columns, schema=self._schema), after, attempt))
 
     def _append(self, part: Part) -> None:
         self._parts[id(part)] = part
@@ -180,12 +185,12 @@ class RowsInHand:
         if not rows.num_rows:
             return
         rows = rows.sort_by([(name, "ascending") for name in ("after", *self._table.keys)])
-        naming = np.stack([fixed_codes(column) for column in rows.columns[: _LEADING - 1]])
-        after = fixed_codes(rows.column(_LEADING - 1))
+        *naming, after, attempt = (fixed_codes(column) for column in rows.columns[:_LEADING])
         values = pa.record_batch(rows.columns[_LEADING:], schema=self._schema)
-        cuts = [0, *(np.flatnonzero(np.diff(after)) + 1).tolist(), rows.num_rows]
+        cuts = [0, *(np.flatnonzero((np.diff(after) != 0) | (np.diff(attempt) != 0)) + 1).tolist(), rows.num_rows]
         for first, end in pairwise(cuts):
-            self._append(Part(values.slice(first, end - first), int(after[first]), naming[:, first:end]))
+            names = np.stack([part[first:end] for part in naming])
+            self._append(Part(values.slice(first, end - first), int(after[first]), int(attempt[first]), names))
 
     def lower(self, time: int) -> None:
         """Let no row have come after a later watermark than ``time``, of the subtasks it may have come from."""
@@ -202,6 +207,7 @@ class HoldingOperator(Operator):
         self._hand = RowsInHand(table, schema)
         self._time = START_OF_TIME
         self._restored = False
+        self._tried = 1
 
     def open(self, context: OperatorContext) -> None:
         """Rows are written down under the subtask's number."""
@@ -211,7 +217,11 @@ class HoldingOperator(Operator):
         """Take rows in hand."""
         del out
         self._settle(START_OF_TIME)
-        self._hand.add(batch, self._time)
+        self._hand.add(batch, self._time, self._tried)
+
+    def on_attempt(self, attempt: int) -> None:
+        """Rows that come from now on have been tried before."""
+        self._tried = attempt
 
     def on_watermark(self, time: int, out: Output) -> None:
         """Rows that come from now on came after it."""

@@ -325,3 +325,27 @@ def test_a_source_that_is_new_in_a_job_whose_others_have_ended_is_read(tmp_path:
     assert made(at_once, another=True).run(store).outcome == "finished"
     assert [row["n"] for row in seen.rows()] == [1]
     assert [row["n"] for row in others.rows()] == [2]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_letter_of_map_async_counts_its_attempts_also_after_a_crash(seed: int, tmp_path: Path) -> None:
+    out, store = ms.memory_sink(), tmp_path / "s.duckdb"
+
+    async def refuse(row: dict[str, Any]) -> dict[str, Any]:
+        await asyncio.sleep(row["n"] / 40)
+        assert row["n"] % 2
+        return row
+
+    def made() -> ms.Job:
+        job = ms.Job("again")
+        rows = job.read(ms.memory_source([{"n": n} for n in range(8)]))
+        rows.map_async(refuse, schema={"n": int}, on_error="dead_letter", name="refuse").write(out)
+        return job
+
+    simulate(made, store, seed, crashes=0, parallelism=1)
+    for attempts in (2, 3):
+        assert mark(store, Selection()) == 4
+        simulate(made, store, seed, crashes=2, steps_between=300)
+        with StoreReader.open(store) as reader:
+            assert reader.dead_letters(Selection())["attempts"].to_pylist() == [attempts] * 4
+    assert sorted(row["n"] for row in out.rows()) == [1, 3, 5, 7]

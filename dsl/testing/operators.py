@@ -191,7 +191,13 @@ class _Promised:
             self.batches.setdefault(port, []).append(batch)
 
     def dead_letter(
-        self, rows: pa.RecordBatch, faults: Sequence[Fault], *, times: pa.Array | None = None, code: str = ""
+        self,
+        rows: pa.RecordBatch,
+        faults: Sequence[Fault],
+        *,
+        times: pa.Array | None = None,
+        code: str = "",
+        attempt: int | None = None,
     ) -> None:
         """Keep rows that were put aside, as rows of a port of their own."""
         where = f"{self._what} puts rows aside"
@@ -199,6 +205,7 @@ class _Promised:
         assert len(faults) == rows.num_rows > 0, f"{where}: {len(faults)} faults of {rows.num_rows} rows"
         assert all(fault.type for fault in faults), f"{where} without the type of the error"
         assert times is None or times.type == pa.timestamp("us"), f"{where}: times must be timestamp[us], {times.type}"
+        assert attempt is None or attempt >= 1, f"{where}: attempts count from 1, got {attempt}"
         assert isinstance(code, str), f"{where}: the version of the code must be text, got {code!r}"
         for row, fault in zip(rows.to_pylist(), faults, strict=True):
             self.put_aside.append({"row": row, "error_type": fault.type, "error": fault.message})

@@ -77,12 +77,18 @@ class Ports:
             target.batch(batch)
 
     def dead_letter(
-        self, rows: pa.RecordBatch, faults: Sequence[Fault], *, times: pa.Array | None = None, code: str = ""
+        self,
+        rows: pa.RecordBatch,
+        faults: Sequence[Fault],
+        *,
+        times: pa.Array | None = None,
+        code: str = "",
+        attempt: int | None = None,
     ) -> None:
         """Keep rows that could not be processed until the next barrier."""
         assert rows.num_rows == len(faults), f"{rows.num_rows=} {len(faults)=}"
         self.dead_letters += len(faults)
-        self._dead.append(DeadRows(rows, tuple(faults), times, code, self.attempt))
+        self._dead.append(DeadRows(rows, tuple(faults), times, code, attempt or self.attempt))
 
     def take_dead_letters(self) -> list[DeadRows]:
         """Return what was put aside since the last call."""
@@ -151,14 +157,18 @@ class OperatorTarget:
 
     def replay(self, batch: pa.RecordBatch, attempts: int) -> None:
         """Process dead letters again that were tried so often before."""
-        self.ports.attempt = attempts + 1
+        self._note_attempt(attempts + 1)
         try:
             self.batch(batch)
         except MillstreamError as error:
             error.add_note(REPLAYING)
             raise
         finally:
-            self.ports.attempt = 1
+            self._note_attempt(1)
+
+    def _note_attempt(self, attempt: int) -> None:
+        self.ports.attempt = attempt
+        self.operator.on_attempt(attempt)
 
     def input_end(self, index: int) -> None:
         """One of several inputs has ended."""
@@ -360,7 +370,13 @@ class _Sender:
             self._target.send(batch)
 
     def dead_letter(
-        self, rows: pa.RecordBatch, faults: Sequence[Fault], *, times: pa.Array | None = None, code: str = ""
+        self,
+        rows: pa.RecordBatch,
+        faults: Sequence[Fault],
+        *,
+        times: pa.Array | None = None,
+        code: str = "",
+        attempt: int | None = None,
     ) -> None:
-        del rows, times, code
+        del rows, times, code, attempt
         raise InternalError(f"a combiner cannot put rows aside: {faults[0]}")
