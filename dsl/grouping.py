@@ -351,7 +351,8 @@ class CountedStream:
         """
         from millstream.operators.count_window import CountWindowAggregate
 
-        spec = CountWindowAggregate(self._keys, self._window.rows, _aggregates(misplaced, name, aggregates))
+        made = _aggregates(misplaced, name, aggregates)
+        spec = CountWindowAggregate(self._keys, self._window.rows, made, self._window.slide)
         return Stream(self._graph, Edge(self._graph.operator(spec, [self._edge], name).id), None)
 
     if not TYPE_CHECKING:

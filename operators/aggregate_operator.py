@@ -12,11 +12,13 @@ from millstream.engine.codes import Bools, Ints
 from millstream.engine.key_index import KeyIndex
 from millstream.engine.operator import Operator
 from millstream.engine.state import DELETED, StateDelta, StateTable
+from millstream.operators.accumulators import Accumulator
 from millstream.operators.aggregate_feed import AggregateFeed
 from millstream.operators.aggregate_spec import AggregateSpec
 from millstream.operators.cells import resized
 from millstream.operators.changes import Changes, latest
 from millstream.operators.items import ItemAccumulator
+from millstream.operators.windowed import MAX_ROWS
 
 _FIRST_CAPACITY: Final = 1_024
 
@@ -34,6 +36,8 @@ class AggregateOperator(Operator):
         self._table, *item_tables = tables
         self._index = KeyIndex([self._table.schema.field(key).type for key in self._table.keys])
         self._changes = Changes(self._table)
+        self._aggregates = list(aggregates)
+        self._schema = schema
         self._accumulators = [aggregate.accumulator(schema) for aggregate in aggregates]
         self._widths = [len(aggregate.state_fields(schema)) for aggregate in aggregates]
         holders = [one for one in self._accumulators if isinstance(one, ItemAccumulator)]
@@ -56,6 +60,21 @@ class AggregateOperator(Operator):
     def _results(self, slots: Ints) -> list[pa.Array]:
         """Return the aggregates' values for some slots."""
         return [accumulator.result(slots) for accumulator in self._accumulators]
+
+    def _merged(self, number: int, slots: Ints, groups: Ints, count: int) -> Accumulator:
+        """Merge what an aggregate keeps in some slots into groups 0..count-1."""
+        merged = self._aggregates[number].accumulator(self._schema)
+        if isinstance(merged, ItemAccumulator):
+            merged.bind(self._table_of(self._accumulators[number]))
+        merged.resize(count)
+        for first in range(0, len(slots), MAX_ROWS):
+            part = slice(first, first + MAX_ROWS)
+            merged.absorb(self._accumulators[number], slots[part], groups[part])
+        return merged
+
+    def _table_of(self, accumulator: Accumulator) -> StateTable:
+        (name,) = (name for name, holder in self._holders.items() if holder is accumulator)
+        return self._item_tables[name]
 
     def _bury(self, slots: Ints) -> None:
         """Have the store forget slots that are dead from now on, and forget their items."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -21,25 +22,33 @@ STATE: Final = "windows"
 MOST_ROWS: Final = 2**31
 """No window has more rows."""
 
+MOST_PANES: Final = 1_000
+"""No window is put together from more parts."""
+
 
 @dataclass(frozen=True, slots=True)
 class CountWindow:
-    """Windows of so many rows of a key; each row is in one.
+    """Windows of so many rows of a key.
 
     Attributes:
         rows: how many, at least 1.
+        slide: after how many rows the next one begins, at most as many as it has.
     """
 
     rows: int
+    slide: int
 
 
-def count_window(rows: int) -> CountWindow:
+def count_window(rows: int, *, slide: int | None = None) -> CountWindow:
     """Put every so many rows of a key, in order of arrival, into one window; it fires with the last of them.
 
     At the end of a bounded input the windows that are not full fire too. Event time plays no part.
 
     Args:
         rows: how many, at least 1.
+        slide: after every so many rows a window with the last ``rows`` fires, or at first with those there are; without
+            it windows do not overlap. The number of rows and the slide must have a common divisor that is not too small
+            beside them. The last rows of every key are kept, in parts that windows share.
 
     Raises:
         JobError: that is no such number.
@@ -54,7 +63,16 @@ def count_window(rows: int) -> CountWindow:
     """
     if isinstance(rows, bool) or not isinstance(rows, int) or not 1 <= rows <= MOST_ROWS:
         raise JobError(f"count_window({rows!r}): a window has a whole number of rows, from 1 to {MOST_ROWS:,}")
-    return CountWindow(rows)
+    step = rows if slide is None else slide
+    if isinstance(step, bool) or not isinstance(step, int) or not 1 <= step <= rows:
+        raise JobError(f"count_window({rows}, slide={slide!r}): a window begins after 1 to {rows:,} rows")
+    if rows // math.gcd(rows, step) > MOST_PANES:
+        raise JobError(
+            f"count_window({rows}, slide={slide}): a window would be put together from "
+            f"{rows // math.gcd(rows, step):,} parts, at most {MOST_PANES:,} are possible: choose a slide that has a "
+            f"larger divisor in common with {rows}"
+        )
+    return CountWindow(rows, step)
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,15 +82,32 @@ class CountWindowAggregate(OperatorSpec):
     Output: the keys, then the aggregates; in the order in which windows become full. At the end of a bounded stream
     those follow that are not full, in the order in which they began. ``first`` and ``last`` go by arrival.
 
+    Where windows overlap they share panes: as many rows as rows and slide have as their greatest common divisor.
+
     Attributes:
         keys: the columns that name a group; none: all rows are one group.
         rows: how many rows a window has.
         aggregates: (output column, aggregate), in order.
+        slide: after how many rows of its key the next window begins; 0: after all of its rows.
     """
 
     keys: tuple[str, ...]
     rows: int
     aggregates: tuple[tuple[str, AggregateSpec], ...]
+    slide: int = 0
+
+    def __post_init__(self) -> None:
+        for name, aggregate in self.aggregates if self.overlaps else ():
+            if not aggregate.can_merge:
+                raise JobError(
+                    f"{name}={aggregate.function}(...) needs merge= in windows that overlap: these are put together "
+                    "from parts. Give aggregate() a function merge=(state, later) -> state, or leave slide= out"
+                )
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether a row is in several windows."""
+        return self.slide not in {0, self.rows}
 
     @property
     def kind(self) -> str:
@@ -82,12 +117,15 @@ class CountWindowAggregate(OperatorSpec):
     def identity(self) -> str:
         """Text that changes exactly when the meaning changes."""
         made = [(name, aggregate.identity()) for name, aggregate in self.aggregates]
-        return f"count_window(keys={self.keys!r}, rows={self.rows}, aggregates={made!r})"
+        slide = f", slide={self.slide}" if self.overlaps else ""
+        return f"count_window(keys={self.keys!r}, rows={self.rows}, aggregates={made!r}{slide})"
 
     def describe(self) -> str:
         """One line for the plan."""
         made = ", ".join(f"{name}={aggregate.identity()}" for name, aggregate in self.aggregates)
         group = f" by {', '.join(self.keys)}" if self.keys else ""
+        if self.overlaps:
+            return f"{made}{group} over {self.rows:,} rows, every {self.slide:,}"
         return f"{made}{group} every {self.rows:,} rows"
 
     def exchange(self) -> Exchange:
@@ -113,7 +151,8 @@ class CountWindowAggregate(OperatorSpec):
     def state_tables(self, inputs: Sequence[pa.Schema]) -> tuple[StateTable, ...]:
         """One row per key with an open window: keys, the window's number, what aggregates keep, how many rows it has.
 
-        The number tells windows of a key apart; it begins anew when the key has none that is open.
+        The number tells windows of a key apart; it begins anew when the key has none that is open. Where windows
+        overlap there is a row per pane that a window to come has, with the pane's number.
         An aggregate that keeps items has a table for them, named after its column.
         """
         (schema,) = inputs
@@ -133,6 +172,10 @@ class CountWindowAggregate(OperatorSpec):
 
     def build(self, inputs: Sequence[pa.Schema]) -> Operator:
         """Make one running copy."""
+        if self.overlaps:
+            from millstream.operators.sliding_count_operator import SlidingCountOperator
+
+            return SlidingCountOperator(self, inputs[0])
         from millstream.operators.count_window_operator import CountWindowOperator
 
         return CountWindowOperator(self, inputs[0])

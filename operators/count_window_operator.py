@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @kernel
-def _count_up(groups: Any, counts: Any, out: Any) -> None:
+def count_up(groups: Any, counts: Any, out: Any) -> None:
     """Number the rows of each group, from what it has counted so far."""
     for row in range(groups.shape[0]):
         group = groups[row]
@@ -52,7 +52,7 @@ class CountWindowOperator(AggregateOperator):
         keys = [batch.column(key) for key in self._keys]
         groups = self._number_groups(keys, batch.num_rows)
         places = np.empty(batch.num_rows, np.int64)
-        _count_up(groups, self._counts, places)
+        count_up(groups, self._counts, places)
         slots = self._index.slots([*keys, pa.array(places // self._size)])
         self._make_room()
         self._begin(known)

@@ -10,12 +10,9 @@ import pyarrow as pa
 from millstream.engine.codes import Bools, Ints, fixed_array
 from millstream.engine.key_index import KeyIndex
 from millstream.engine.operator import Output
-from millstream.engine.state import StateTable
 from millstream.engine.time import END_OF_TIME, START_OF_TIME
-from millstream.operators.accumulators import Accumulator
 from millstream.operators.cells import resized
 from millstream.operators.event_time import TIME_TYPE, event_times
-from millstream.operators.items import ItemAccumulator
 from millstream.operators.window_aggregate_operator import WindowAggregateOperator
 from millstream.operators.windowed import MAX_ROWS
 
@@ -37,8 +34,6 @@ class PaneAggregateOperator(WindowAggregateOperator):
     def __init__(self, spec: WindowAggregate, window: PanedWindow, schema: pa.Schema) -> None:
         super().__init__(spec, schema)
         self._window = window
-        self._aggregates = [aggregate for _, aggregate in spec.aggregates]
-        self._schema = schema
         self._last_end = START_OF_TIME  # windows that end here or earlier have fired
         self._fired: Ints = np.empty(0, np.int64)  # by slot: the key's windows up to this end have fired
 
@@ -95,21 +90,6 @@ class PaneAggregateOperator(WindowAggregateOperator):
         """Number the keys of slots, in order; return them, and the number of each slot."""
         keys = KeyIndex(self._index.types[:-1])
         return keys, keys.slots(self._index.keys(slots)[:-1], len(slots))
-
-    def _merged(self, number: int, slots: Ints, groups: Ints, count: int) -> Accumulator:
-        """Merge what an aggregate keeps in some slots into groups 0..count-1."""
-        merged = self._aggregates[number].accumulator(self._schema)
-        if isinstance(merged, ItemAccumulator):
-            merged.bind(self._table_of(self._accumulators[number]))
-        merged.resize(count)
-        for first in range(0, len(slots), MAX_ROWS):
-            part = slice(first, first + MAX_ROWS)
-            merged.absorb(self._accumulators[number], slots[part], groups[part])
-        return merged
-
-    def _table_of(self, accumulator: Accumulator) -> StateTable:
-        (name,) = (name for name, holder in self._holders.items() if holder is accumulator)
-        return self._item_tables[name]
 
     def _more_state(self, slots: Ints) -> list[pa.Array]:
         fired = self._fired[slots]
