@@ -89,10 +89,7 @@ def plain(brokers: str, topic: str, messages: int, partitions: int) -> None:
     """Read with the client library alone."""
     from confluent_kafka import Consumer, TopicPartition
 
-    types: list[Any] = [
-        {pa.int64(): int, pa.float64(): float}.get(field.type, str) | None  # type: ignore[operator]
-        for field in SCHEMA
-    ]
+    types: list[Any] = [{pa.int64(): int, pa.float64(): float}.get(field.type, str) | None for field in SCHEMA]
     fields = [(name, type_, None) for name, type_ in zip(SCHEMA.names, types, strict=True)]
     decode = msgspec.json.Decoder(msgspec.defstruct("Row", fields, gc=False)).decode
     getters = [attrgetter(name) for name in SCHEMA.names]

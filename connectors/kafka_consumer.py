@@ -5,14 +5,13 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 from confluent_kafka import Consumer, KafkaError, Message, TopicPartition
-from millstream.connectors.kafka_clients import Clients
 from millstream.engine.errors import ExternalError
 
 _MESSAGES_AT_ONCE: Final = 10_000
@@ -98,12 +97,12 @@ class SharedConsumer:
     holds up no other one, and assigned again at the offset where it stopped.
 
     Args:
-        clients: makes a consumer when the first partition is opened, and again after the last was closed.
+        make: returns a consumer; called when the first partition is opened, and again after the last was closed.
         source: what errors call it.
     """
 
-    def __init__(self, clients: Clients, source: str) -> None:
-        self._clients = clients
+    def __init__(self, make: Callable[[], Consumer], source: str) -> None:
+        self._make = make
         self._source = source
         self._lock = threading.Lock()
         self._consumer: Consumer | None = None
@@ -121,7 +120,7 @@ class SharedConsumer:
         queue = PartitionQueue(topic, partition, start)
         with self._lock:
             if self._consumer is None:
-                self._consumer = self._clients.consumer()
+                self._consumer = self._make()
             old = self._queues.pop(queue.key, None)
             if old is not None and not old.parked:
                 self._consumer.incremental_unassign([TopicPartition(*old.key)])

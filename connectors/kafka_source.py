@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 import pyarrow as pa
 from millstream.connectors.csv_decoder import CsvDialect, check_csv_types
+from millstream.connectors.kafka_connection import Brokers, driver
 from millstream.connectors.kafka_metadata import KEY_TYPES, METADATA_TYPES
 from millstream.connectors.message_decoders import RAW_COLUMN, CsvMessages, JsonMessages, MessageDecoder, RawMessages
 from millstream.engine.errors import JobError
@@ -30,6 +31,13 @@ _CHOICES: Final = {
     "tombstones": ("keep", "skip"),
     "on_error": ("fail", "dead_letter"),
     "on_lost": ("fail", "earliest"),
+}
+_OURS: Final = {
+    "group.id": "pass group=",
+    "auto.offset.reset": "pass start= and on_lost=",
+    "enable.auto.commit": "offsets are kept in the checkpoint",
+    "enable.auto.offset.store": "offsets are kept in the checkpoint",
+    "enable.partition.eof": "the source needs to know where a partition ends",
 }
 
 
@@ -102,8 +110,10 @@ def kafka_source(  # noqa: PLR0913 - all but the first two by name
     kinds = _metadata_columns(called, metadata, of_value)
     types = {**METADATA_TYPES, "key": KEY_TYPES[key]}
     columns = pa.schema([*of_value, *(pa.field(column, types[kind]) for column, kind in kinds.items())])
-    addresses = brokers if isinstance(brokers, str) else ",".join(brokers)
-    client = _Client(addresses, topics, group, dict(settings or {}), called, start, bounded)
+    given = dict(settings or {})
+    isolation = given.pop("isolation.level", "read_committed")
+    cluster = Brokers(brokers if isinstance(brokers, str) else ",".join(brokers), given)
+    client = _Client(cluster, topics, group, isolation, called, start, bounded)
     return KafkaSource(called, topics, columns, kinds, value, of_value, dialect, tombstones, on_error, on_lost, client)
 
 
@@ -112,10 +122,10 @@ class _Client:
 
     def __init__(
         self,
-        brokers: str,
+        brokers: Brokers,
         topics: tuple[str, ...],
         group: str | None,
-        settings: Mapping[str, Any],
+        isolation: str,
         source: str,
         start: Start,
         bounded: bool,
@@ -123,7 +133,7 @@ class _Client:
         self._brokers = brokers
         self._topics = topics
         self._group = group
-        self._settings = settings
+        self._isolation = isolation
         self._source = source
         self.start = start
         self.bounded = bounded
@@ -171,15 +181,19 @@ class _Client:
         return {place: (starts.get(place), ends.get(place) if self.bounded else None) for place in places}
 
     def _connect(self) -> Cluster:
-        from millstream.connectors.kafka_clients import Clients
         from millstream.connectors.kafka_consumer import SharedConsumer
         from millstream.connectors.kafka_reader import Cluster
         from millstream.connectors.kafka_topics import GroupOffsets, Topics
 
-        clients = Clients(self._brokers, self._group or "millstream", self._settings, self._source)
-        topics = Topics(clients, self._topics, self._source, clients.read_committed)
+        ours = {
+            "group.id": self._group or "millstream",
+            "auto.offset.reset": "error",
+            "enable.auto.offset.store": False,
+            "isolation.level": self._isolation,
+        }
+        topics = Topics(self._brokers, self._topics, self._source, self._isolation == "read_committed")
         group = GroupOffsets(topics, self._group, self._source) if self._group else None
-        return Cluster(SharedConsumer(clients, self._source), topics, group)
+        return Cluster(SharedConsumer(lambda: self._brokers.consumer(ours), self._source), topics, group)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -269,10 +283,7 @@ class KafkaSource(Source):
 
 
 def _check(source: str, topics: Sequence[str], **chosen: str) -> None:
-    try:
-        import confluent_kafka  # noqa: F401
-    except ImportError as error:
-        raise JobError("Kafka needs the client library: pip install 'millstream[kafka]'") from error
+    driver()
     if not topics or not all(topics) or len(set(topics)) < len(topics):
         raise JobError(f"kafka_source() takes a topic or several different ones, got {list(topics)!r}")
     for option, choice in chosen.items():
@@ -287,11 +298,9 @@ def _check_start(source: str, start: object) -> None:
 
 
 def _check_settings(source: str, settings: Mapping[str, Any]) -> None:
-    from millstream.connectors.kafka_clients import OURS
-
     for setting in settings:
-        if setting in OURS:
-            raise JobError(f"kafka_source({source!r}): {setting!r} cannot be set: {OURS[setting]}")
+        if setting in _OURS:
+            raise JobError(f"kafka_source({source!r}): {setting!r} cannot be set: {_OURS[setting]}")
 
 
 def _value_schema(source: str, value: Value, schema: Schema | None) -> pa.Schema:

@@ -12,14 +12,13 @@ from typing import Any, Final, TypeAlias
 from confluent_kafka import (
     ConsumerGroupTopicPartitions,
     IsolationLevel,
-    KafkaError,
     KafkaException,
     TopicCollection,
     TopicPartition,
 )
 from confluent_kafka.admin import AdminClient, OffsetSpec
-from millstream.connectors.kafka_clients import Clients, reason
-from millstream.engine.errors import ExternalError
+from millstream.connectors.kafka_connection import Brokers, blame_brokers, code_of, explained, may_pass
+from millstream.engine.errors import ExternalError, MillstreamError
 from millstream.engine.logs import log
 from millstream.engine.source import Split
 
@@ -32,6 +31,7 @@ _LOOK_EVERY: Final = 5.0
 """Seconds between two looks for new partitions."""
 _TELL_EVERY: Final = 1.0
 """Seconds between two commits to the group."""
+_RIGHTS: Final = "Reading takes the rights DESCRIBE and READ on the topic"
 _NO_ID: Final = "AAAAAAAAAAAAAAAAAAAAAA"
 
 
@@ -56,14 +56,14 @@ class Topics:
     """The topics of a source, as the cluster knows them. Any thread may call.
 
     Args:
-        clients: makes the client when it is first needed.
+        brokers: where to ask.
         topics: their names.
         source: what errors call the source.
         read_committed: the end is where the first open transaction begins, not that of the log.
     """
 
-    def __init__(self, clients: Clients, topics: Sequence[str], source: str, read_committed: bool) -> None:
-        self._clients = clients
+    def __init__(self, brokers: Brokers, topics: Sequence[str], source: str, read_committed: bool) -> None:
+        self._brokers = brokers
         self._topics = list(topics)
         self._source = source
         self._isolation = IsolationLevel.READ_COMMITTED if read_committed else IsolationLevel.READ_UNCOMMITTED
@@ -81,6 +81,7 @@ class Topics:
 
         Raises:
             ExternalError: the cluster does not answer, or a topic is not there.
+            JobError: it refuses to.
         """
         with self._lock:
             if anew or not self._known:
@@ -115,7 +116,7 @@ class Topics:
 
     def _ask(self) -> AdminClient:
         if self._client is None:
-            self._client = self._clients.admin()
+            self._client = self._brokers.admin()
         self._client.poll(0)  # for what the client has to say
         return self._client
 
@@ -131,37 +132,35 @@ class Topics:
             try:
                 described = future.result()
             except KafkaException as error:
-                if self._known and _is_passing(error):
+                if self._known and may_pass(error) and not _is_unknown(error):
                     return self._known
                 self._known = []  # the next generation of the job asks anew
-                raise self._no_topic(topic, error) from error
+                raise self._no_topic(topic, error) from None
             topic_id = str(described.topic_id)
             partitions = sorted(partition.id for partition in described.partitions)
             found += [Found((topic, number), None if topic_id == _NO_ID else topic_id) for number in partitions]
         return found
 
-    def _no_topic(self, topic: str, error: KafkaException) -> ExternalError:
-        if _code(error) == KafkaError.UNKNOWN_TOPIC_OR_PART:
-            return ExternalError(
-                f"Kafka source {self._source!r}: there is no topic {topic!r}; create it, or correct its name"
-            )
-        return self._failed(f"cannot look up topic {topic!r}", error)
+    def _no_topic(self, topic: str, error: KafkaException) -> MillstreamError:
+        if _is_unknown(error):
+            return ExternalError(f"{self._what}: there is no topic {topic!r}; create it, or correct its name")
+        try:
+            with blame_brokers(self._what, f"looking up topic {topic!r}", self._brokers, advice=_RIGHTS):
+                raise error
+        except MillstreamError as blamed:
+            return blamed
 
     def _offsets(self, specs: Mapping[Place, OffsetSpec]) -> Mapping[Place, int]:
         if not specs:
             return {}
         asked = {TopicPartition(*place): spec for place, spec in specs.items()}
-        try:
+        with blame_brokers(self._what, "looking up where partitions begin and end", self._brokers, advice=_RIGHTS):
             answers = self._ask().list_offsets(asked, isolation_level=self._isolation, request_timeout=_PATIENCE)
             return {(at.topic, at.partition): future.result().offset for at, future in answers.items()}
-        except KafkaException as error:
-            raise self._failed("cannot look up where its partitions begin and end", error) from error
 
-    def _failed(self, what: str, error: KafkaException) -> ExternalError:
-        if self._client is not None:
-            self._client.poll(0)
-        heard = f"; last heard: {self._clients.last_error}" if self._clients.last_error else ""
-        return ExternalError(f"Kafka source {self._source!r}: {what}: {reason(error)}{heard}")
+    @property
+    def _what(self) -> str:
+        return f"Kafka source {self._source!r}"
 
 
 class GroupOffsets:
@@ -231,22 +230,10 @@ class GroupOffsets:
                 "cannot commit offsets to the Kafka group; only tools that show lag need them",
                 source=self._source,
                 group=self._group,
-                error=reason(error),
+                error=explained(error),
             )
         self._failed = True
 
 
-def _code(error: KafkaException) -> int | None:
-    first = error.args[0] if error.args else None
-    return first.code() if isinstance(first, KafkaError) else None
-
-
-def _is_passing(error: KafkaException) -> bool:
-    """Whether the cluster may answer the next time: then what is known still holds."""
-    return _code(error) in {
-        KafkaError._TIMED_OUT,
-        KafkaError._TRANSPORT,
-        KafkaError._ALL_BROKERS_DOWN,
-        KafkaError.REQUEST_TIMED_OUT,
-        KafkaError.LEADER_NOT_AVAILABLE,
-    }
+def _is_unknown(error: KafkaException) -> bool:
+    return code_of(error) == "UNKNOWN_TOPIC_OR_PART"

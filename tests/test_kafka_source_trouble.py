@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -160,12 +161,29 @@ def test_mistakes_are_explained(kafka: Broker, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(kafka_topics, "_PATIENCE", 2.0)
     with pytest.raises(ms.ExternalError, match="there is no topic 'nowhere'; create it, or correct its name"):
         ms.kafka_source(kafka.address, "nowhere", schema=SCHEMA).discover()
-    with pytest.raises(ms.ExternalError, match=r"cannot look up topic 't': .*last heard: .*127.0.0.1:1"):
+    with pytest.raises(ms.ExternalError, match=r"looking up topic 't' failed: .*127\.0\.0\.1:1"):
         ms.kafka_source("127.0.0.1:1", "t", schema=SCHEMA).discover()
-    source = ms.kafka_source(kafka.address, kafka.create("x"), schema=SCHEMA, settings={"no.such": 1})
-    split = source.discover()[0]
     with pytest.raises(ms.JobError, match=r"refuses its settings: .*no\.such"):
-        source.open(split, 0, ReadContext(lambda _: None))
+        ms.kafka_source(kafka.address, "t", schema=SCHEMA, settings={"no.such": 1}).discover()
     monkeypatch.delenv("NO_SUCH", raising=False)
     with pytest.raises(ms.JobError, match="NO_SUCH is not set"):
         ms.kafka_source(kafka.address, "t", schema=SCHEMA, settings={"client.id": "${env:NO_SUCH}"}).discover()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({}, "say which columns the values have"),
+        ({"schema": SCHEMA, "value": "raw"}, "value='raw' has the column 'value'; leave schema out"),
+        ({"schema": SCHEMA, "value": "xml"}, "value is 'json' or 'csv' or 'string' or 'raw', got 'xml'"),
+        ({"schema": {"n": "duration[us]"}, "value": "csv"}, "cannot be read from CSV"),
+        ({"schema": SCHEMA, "start": "now"}, "start is 'earliest', 'latest' or a datetime, got 'now'"),
+        ({"schema": SCHEMA, "metadata": ["time"]}, "metadata 'time' is not known; there are key, timestamp"),
+        ({"schema": SCHEMA, "metadata": {"offset": "n"}}, "two columns 'n'"),
+        ({"schema": SCHEMA, "settings": {"group.id": "g"}}, "'group.id' cannot be set: pass group="),
+        ({"schema": SCHEMA, "settings": {"transactional.id": "t"}}, "'transactional.id' cannot be set"),
+    ],
+)
+def test_options_that_make_no_sense(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(ms.JobError, match=re.escape(said)):
+        ms.kafka_source("127.0.0.1:1", "t", **options)
