@@ -101,6 +101,16 @@ def test_a_topic_that_is_deleted_under_a_job(kafka: Broker, tmp_path: Path, monk
     assert topic in str(job.failure)
 
 
+def test_a_broker_that_is_killed_and_comes_back_under_a_job(kafka: Broker, tmp_path: Path) -> None:
+    topic = kafka.create("away", partitions=2)
+    kafka.produce(topic, *(message(n, partition=n % 2) for n in range(10)))
+    with Running(ms.kafka_source(kafka.address, topic, schema=SCHEMA), tmp_path / "s.duckdb") as job:
+        job.has(range(10))
+        kafka.restart()
+        kafka.produce(topic, *(message(n, partition=n % 2) for n in range(10, 20)))
+        job.has(range(20))
+
+
 # -- groups, memory, mistakes ------------------------------------------------------------------------------------------
 
 
