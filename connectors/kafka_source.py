@@ -64,15 +64,13 @@ def kafka_source(  # noqa: PLR0913 - all but the first two by name
     """Read topics of Apache Kafka, or of what speaks its protocol; needs ``pip install 'millstream[kafka]'``.
 
     Every partition is a split, and the offset in each is part of the checkpoint: after a crash every message comes
-    exactly once more or not at all. Messages of transactions come once these are committed. Partitions that are added
-    while the job runs, or is down, are read from their beginning.
+    exactly once more or not at all. Partitions that are added later are read from their beginning.
 
     Args:
         brokers: ``"host:port"`` of some of the brokers, separated by commas or as a list.
         topic: the name of a topic, or several.
-        schema: the columns of the value and their types, as in ``{"id": "int64", "name": str}``; of CSV in the
-            order of its fields. Not for "string" and "raw", which have one column, ``value``.
-        value: what values are: "json" (an object each), "csv" (a record each), "string" (UTF-8) or "raw" bytes.
+        schema: the columns of the value, as in ``{"id": "int64"}``, of CSV in order; not for "string" and "raw".
+        value: what values are: "json" (an object each), "csv" (a record each), "string" or "raw", one column ``value``.
         metadata: more columns: "key", "timestamp" (of the message, in UTC), "headers", "topic", "partition", "offset";
             as a list, or a mapping to the names the columns get, as in ``{"timestamp": "at"}``.
         key: what keys are: "binary", "string" (UTF-8), or "int32" and "int64" as Kafka's serializers write them.
@@ -84,37 +82,25 @@ def kafka_source(  # noqa: PLR0913 - all but the first two by name
         on_lost: what to do when the broker has removed messages before they were read: "fail" stops the job with
             the lost offsets; "earliest" goes on with the first message there is, and a dead letter says what was lost.
         group: a consumer group, whose offsets follow the checkpoints, for tools that show lag. Nothing is read by it.
-        settings: for librdkafka, such as ``{"security.protocol": "SASL_SSL", "sasl.password": "${env:SECRET}"}``; with
-            ``${env:NAME}`` and ``${file:/path}`` secrets stay out of the job.
+        settings: for librdkafka, such as ``{"security.protocol": "SASL_SSL", "sasl.password": "${env:SECRET}"}``.
         name: how plans and logs call it; otherwise the topics.
-        delimiter: between the fields of CSV.
-        quote: around fields of CSV that hold delimiters or newlines; None if there is none.
-        null_values: fields of CSV that are null.
+        delimiter, quote, null_values: how CSV is written, as for ``files``.
 
     Raises:
         JobError: the options contradict each other, or the client library is not there.
 
-    >>> orders = kafka_source("localhost:9092", "orders", schema={"item": str, "n": int}, metadata={"timestamp": "at"})
-    >>> print(orders.schema)
-    item: string
-    n: int64
-    at: timestamp[us]
+    >>> kafka_source("localhost:9092", "orders", schema={"item": str}, metadata={"timestamp": "at"}).schema.names
+    ['item', 'at']
     """
     topics = (topic,) if isinstance(topic, str) else tuple(topic)
     called = name or ", ".join(topics)
-    _check(called, topics, value=value, key=key, tombstones=tombstones, on_error=on_error, on_lost=on_lost)
-    _check_start(called, start)
-    _check_settings(called, settings or {})
-    of_value = _value_schema(called, value, schema)
+    _check(called, topics, start, value=value, key=key, tombstones=tombstones, on_error=on_error, on_lost=on_lost)
+    fields = _value_schema(called, value, schema)
+    kinds = _metadata_columns(called, metadata, fields)
+    columns = _columns(fields, kinds, key)
     dialect = CsvDialect(delimiter, quote, header=False, null_values=tuple(null_values))
-    kinds = _metadata_columns(called, metadata, of_value)
-    types = {**METADATA_TYPES, "key": KEY_TYPES[key]}
-    columns = pa.schema([*of_value, *(pa.field(column, types[kind]) for column, kind in kinds.items())])
-    given = dict(settings or {})
-    isolation = given.pop("isolation.level", "read_committed")
-    cluster = Brokers(brokers if isinstance(brokers, str) else ",".join(brokers), given)
-    client = _Client(cluster, topics, group, isolation, called, start, bounded)
-    return KafkaSource(called, topics, columns, kinds, value, of_value, dialect, tombstones, on_error, on_lost, client)
+    client = _Client(*_reached(called, brokers, settings or {}), topics, group, called, start, bounded)
+    return KafkaSource(called, topics, columns, kinds, value, fields, dialect, tombstones, on_error, on_lost, client)
 
 
 class _Client:
@@ -123,9 +109,9 @@ class _Client:
     def __init__(
         self,
         brokers: Brokers,
+        isolation: str,
         topics: tuple[str, ...],
         group: str | None,
-        isolation: str,
         source: str,
         start: Start,
         bounded: bool,
@@ -282,7 +268,7 @@ class KafkaSource(Source):
         return RawMessages(of_value.field(0).type)
 
 
-def _check(source: str, topics: Sequence[str], **chosen: str) -> None:
+def _check(source: str, topics: Sequence[str], start: object, **chosen: str) -> None:
     driver()
     if not topics or not all(topics) or len(set(topics)) < len(topics):
         raise JobError(f"kafka_source() takes a topic or several different ones, got {list(topics)!r}")
@@ -290,17 +276,18 @@ def _check(source: str, topics: Sequence[str], **chosen: str) -> None:
         known = _CHOICES[option]
         if choice not in known:
             raise JobError(f"kafka_source({source!r}): {option} is {' or '.join(map(repr, known))}, got {choice!r}")
-
-
-def _check_start(source: str, start: object) -> None:
     if start not in ("earliest", "latest") and not isinstance(start, dt.datetime):
         raise JobError(f"kafka_source({source!r}): start is 'earliest', 'latest' or a datetime, got {start!r}")
 
 
-def _check_settings(source: str, settings: Mapping[str, Any]) -> None:
+def _reached(source: str, brokers: str | Sequence[str], settings: Mapping[str, Any]) -> tuple[Brokers, str]:
+    """Return how the brokers are reached, and the isolation level."""
     for setting in settings:
         if setting in _OURS:
             raise JobError(f"kafka_source({source!r}): {setting!r} cannot be set: {_OURS[setting]}")
+    others = {setting: value for setting, value in settings.items() if setting != "isolation.level"}
+    addresses = brokers if isinstance(brokers, str) else ",".join(brokers)
+    return Brokers(addresses, others), settings.get("isolation.level", "read_committed")
 
 
 def _value_schema(source: str, value: Value, schema: Schema | None) -> pa.Schema:
@@ -320,6 +307,11 @@ def _value_schema(source: str, value: Value, schema: Schema | None) -> pa.Schema
     else:
         JsonMessages(columns)
     return columns
+
+
+def _columns(fields: pa.Schema, metadata: Mapping[str, str], key: str) -> pa.Schema:
+    types = {**METADATA_TYPES, "key": KEY_TYPES[key]}
+    return pa.schema([*fields, *(pa.field(column, types[kind]) for column, kind in metadata.items())])
 
 
 def _metadata_columns(
