@@ -202,6 +202,8 @@ class OutboxWriter(SinkWriter):
         if not self._held:
             return []
         rows, self._held, self._rows, self._limit = self._shrunk(), [], 0, _FEW_ROWS
+        if not rows.num_rows:
+            return []  # what came has been taken back
         after = self._sent.before(epoch)
         self._sent.note(epoch)
         return pack(rows, after)

@@ -63,7 +63,7 @@ class Publisher:
         """Whether an epoch is still to be published, given the marker found then.
 
         Args:
-            after: the last epoch with rows before this one.
+            after: the last epoch with rows before this one, which is the one that the marker must have then.
             registered: there was a marker when this start began.
 
         Raises:
@@ -88,6 +88,13 @@ class Publisher:
             return False
         if marker.epoch < after:
             raise JobError(self._lost(f"only epoch {marker.epoch}", after))
+        if marker.epoch > after:
+            # This store's epochs in between are empty, so it was not this one that published it.
+            raise JobError(
+                f"{self.name}: {self.place} has rows of epoch {marker.epoch}, of which the checkpoint store knows "
+                "nothing: a copy of the store has been run, and went on differently. Go on with that one, or start "
+                "with a new store and an empty destination"
+            )
         return True
 
     def _lost(self, found: str, expected: int) -> str:

@@ -52,6 +52,8 @@ def write(path: Path, batches: list[pa.RecordBatch], restored: int = 0, job_id: 
     sink.check(batches[0].schema)
     context = SinkContext("shop", job_id, "s1", restored + 1, 0, 1, restored)
     committer, writer = sink.committer(batches[0].schema, context), sink.writer(batches[0].schema, context)
+    if restored:
+        writer.restore("outbox", [pa.record_batch({"one": [0], "epoch": [restored]})], restored)
     for epoch, batch in enumerate(batches, restored + 1):
         writer.write(batch)
         committer.commit(epoch, writer.prepare(epoch, False))
@@ -78,10 +80,28 @@ def test_a_changelog_is_what_remains_of_it(tmp_path: Path) -> None:
     assert run(tmp_path / "d", "select * from t order by id") == [(1, "A"), (3, "C")]
 
 
+def test_an_epoch_whose_changes_take_each_other_back_is_as_empty_as_one_without(tmp_path: Path) -> None:
+    """It publishes nothing, so the next one must not come after it."""
+    write(tmp_path / "d", [changes((1, "a", 1)), changes((2, "b", 1), (2, "b", -1)), changes((3, "c", 1))], key="id")
+    assert run(tmp_path / "d", "select * from t order by id") == [(1, "a"), (3, "c")]
+
+
 def test_a_table_with_a_primary_key_and_other_columns_is_written_to(tmp_path: Path) -> None:
     run(tmp_path / "d", "create table t (id hugeint primary key, note varchar default 'new', name varchar not null)")
     write(tmp_path / "d", [ROWS.slice(0, 2), ROWS.slice(1, 2)], key="id")
     assert run(tmp_path / "d", "select * from t order by id") == [(n, "new", f"n {n}") for n in range(3)]
+
+
+def test_a_copy_of_the_store_with_an_empty_epoch_may_not_go_on_where_another_has_rows(tmp_path: Path) -> None:
+    """Found by the simulation of Kafka, seed 1289: what the other copy has published would be published again."""
+    write(tmp_path / "d", [ROWS, ROWS])
+    sink, copied = ms.duckdb_sink(tmp_path / "d", "t"), SinkContext("shop", "j1", "s1", 2, 0, 1, 2)
+    committer, writer = sink.committer(ROWS.schema, copied), sink.writer(ROWS.schema, copied)
+    writer.restore("outbox", [pa.record_batch({"one": [0], "epoch": [1]})], 2)
+    writer.write(ROWS)
+    with pytest.raises(JobError, match=r"has rows of epoch 2, of which the checkpoint store knows nothing"):
+        committer.commit(3, writer.prepare(3, False))
+    assert run(tmp_path / "d", "select count(*) from t") == [(24,)]
 
 
 @pytest.mark.parametrize(

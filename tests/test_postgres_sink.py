@@ -296,7 +296,7 @@ def test_a_progress_table_that_was_emptied_is_refused(dsn: str) -> None:
     assert run(dsn, "select count(*) from t") == [(12,)]
 
 
-def test_an_older_copy_of_the_database_is_refused_before_anything_is_written(dsn: str) -> None:
+def test_another_copy_of_the_database_is_refused_before_anything_is_written(dsn: str) -> None:
     sink = ms.postgres_sink(dsn, "t", create=True)
     context = SinkContext("shop", "j1", "s1", 1, 0, 1)
     committer, writer = sink.committer(ROWS.schema, context), sink.writer(ROWS.schema, context)
@@ -308,6 +308,9 @@ def test_an_older_copy_of_the_database_is_refused_before_anything_is_written(dsn
             with pytest.raises(JobError, match=r"knows only epoch 1, but epoch 4 may have been published"):
                 committer.commit(epoch, rows)
             run(dsn, "update millstream_progress set epoch = 5")
+            with pytest.raises(JobError, match=r"has rows of epoch 5, of which the checkpoint store knows nothing"):
+                committer.commit(epoch, rows)
+            run(dsn, "update millstream_progress set epoch = 4")
         committer.commit(epoch, rows)
     committer.close()
     assert run(dsn, "select epoch from millstream_progress") == [(6,)]
