@@ -1,0 +1,49 @@
+"""The Kafka sink's protocol, simulated: crashes at any step, zombies with copies of the store, networks that delay,
+repeat and lose, brokers that go away, days that pass. Readers find each message of each committed epoch once.
+
+A seed that fails fails again: ``pytest "tests/test_kafka_simulation.py::test_a_seed[17]"``.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+from kafka_model.trial import run
+
+FAULTS = {
+    "crash", "freeze", "taken over", "restarted elsewhere", "refused",
+    "lost", "late", "repeated", "unanswered", "slow marker", "brokers away",
+    "queue full", "store failed", "failed at", "transaction timed out", "idle for days", "down for days",
+}  # fmt: skip
+FAILPOINTS = {"kafka.fenced", "kafka.begun", "kafka.sent", "kafka.visible"}
+
+
+@pytest.mark.parametrize("seed", range(250))
+def test_a_seed(seed: int) -> None:
+    assert run(seed).looked > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(250, 2500))
+def test_one_of_many_seeds(seed: int) -> None:
+    assert run(seed).looked > 0
+
+
+def test_a_seed_decides_everything() -> None:
+    assert run(11) == run(11)
+
+
+def test_whatever_can_go_wrong_does() -> None:
+    counts, crashed_at, deepest = Counter[str](), set[str](), 0
+    for seed in range(120):
+        ledger = run(seed)
+        counts += ledger.counts
+        crashed_at |= ledger.crashed_at
+        deepest = max(deepest, ledger.deepest)
+    assert {name: counts[name] for name in FAULTS if not counts[name]} == {}
+    assert min(counts[name] for name in FAILPOINTS) > 100
+    for place in ("init", "add", "produce", "commit", "fetch", "kafka.fenced", "recovery", "commit again"):
+        assert [at for at in crashed_at if at.startswith(place)], f"no crash hit {place}"
+    assert deepest >= 3
+    assert counts["crash"] > 250
