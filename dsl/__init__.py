@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from millstream.connectors.blackhole import blackhole
+    from millstream.connectors.delta_sink import delta_sink
     from millstream.connectors.duckdb_sink import duckdb_sink
     from millstream.connectors.duckdb_source import duckdb_source
     from millstream.connectors.duckdb_table import duckdb_table
@@ -69,6 +70,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "millstream.connectors.blackhole": ("blackhole",),
     "millstream.connectors.files_sink": ("csv", "jsonl", "parquet"),
+    "millstream.connectors.delta_sink": ("delta_sink",),
     "millstream.connectors.duckdb_sink": ("duckdb_sink",),
     "millstream.connectors.duckdb_source": ("duckdb_source",),
     "millstream.connectors.duckdb_table": ("duckdb_table",),
@@ -157,6 +159,7 @@ __all__ = [
     "count_window",
     "csv",
     "cumulating",
+    "delta_sink",
     "duckdb_sink",
     "duckdb_source",
     "duckdb_table",

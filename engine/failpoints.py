@@ -52,6 +52,9 @@ NAMES: Final = (
     "postgres.copied",  # slot and copy are there; nothing was read
     "duckdb.written",  # a DuckDB file has an epoch's rows and marker, not committed
     "duckdb.visible",  # it is committed in the file; nobody knows
+    "delta.begun",  # a Delta table's marker is read, nothing of the epoch is written
+    "delta.written",  # the table has the epoch's rows and marker; that it is on disk was not waited for
+    "delta.visible",  # it is committed in the table, and on disk; nobody knows
     "kafka.fenced",  # a new producer has ended what those before it had begun; the marker is not read yet
     "kafka.begun",  # a transaction has begun, nothing is sent
     "kafka.sent",  # the brokers have its messages and its marker, not committed
