@@ -14,7 +14,7 @@ from typing import Any
 import millstream as ms
 import pytest
 from kafka_kit import SCHEMA, Running, message, numbers, read_all, run, transaction, until
-from millstream.connectors import kafka_topics
+from millstream.connectors import kafka_consumer, kafka_topics
 from millstream.connectors.kafka_source import KafkaSource
 from millstream.engine.source import DeadLetter, ReadContext, Source, Split, SplitEnd, SplitReader
 from millstream.testing import check_source
@@ -144,22 +144,24 @@ def test_an_open_transaction_is_where_the_end_is(kafka: Broker) -> None:
     assert run(source) == [{"n": 0}, {"n": 1}, {"n": 2}]
 
 
-def test_it_ends_where_the_topic_ended_when_the_job_began_also_after_a_restart(kafka: Broker, tmp_path: Path) -> None:
+def test_it_ends_where_the_topic_ended_when_the_job_began_also_after_a_restart(
+    kafka: Broker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kafka_consumer, "_MESSAGES_AT_ONCE", 20)
     topic = kafka.create("ends", partitions=2)
     kafka.produce(topic, *(message(n, partition=n % 2) for n in range(1000)))
-    first, batches = True, 0
+    job, out = ms.Job("ends"), ms.memory_sink()
+    failed = False
 
     def fail_once(batch: Any) -> Any:
-        nonlocal first, batches
-        batches += 1
-        if first and batches == 2:
-            first = False
-            time.sleep(0.2)  # for a checkpoint to come between
+        nonlocal failed
+        if not failed and out.rows():  # a checkpoint is committed
+            failed = True
             kafka.produce(topic, *(message(n, partition=n % 2) for n in range(1000, 1100)))
             raise RuntimeError("once")
+        time.sleep(0 if failed else 0.05)
         return batch
 
-    job, out = ms.Job("ends"), ms.memory_sink()
     source = ms.kafka_source(kafka.address, topic, schema=SCHEMA, bounded=True)
     job.read(source).map_batches(fail_once, schema=SCHEMA).write(out)
     assert job.run(tmp_path / "s.duckdb", every="20ms").restarts == 1
