@@ -5,13 +5,15 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from itertools import pairwise
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 from confluent_kafka import Consumer, KafkaError, Message, TopicPartition
+from millstream.connectors.kafka_connection import Brokers, blame_brokers
 from millstream.engine.errors import ExternalError
 
 _MESSAGES_AT_ONCE: Final = 10_000
@@ -97,12 +99,15 @@ class SharedConsumer:
     holds up no other one, and assigned again at the offset where it stopped.
 
     Args:
-        make: returns a consumer; called when the first partition is opened, and again after the last was closed.
+        brokers: where to fetch from. A consumer is made when the first partition is opened, and again after the last
+            was closed.
+        settings: of the consumer, besides.
         source: what errors call it.
     """
 
-    def __init__(self, make: Callable[[], Consumer], source: str) -> None:
-        self._make = make
+    def __init__(self, brokers: Brokers, settings: Mapping[str, Any], source: str) -> None:
+        self._brokers = brokers
+        self._settings = settings
         self._source = source
         self._lock = threading.Lock()
         self._consumer: Consumer | None = None
@@ -118,9 +123,9 @@ class SharedConsumer:
     def open(self, topic: str, partition: int, start: int) -> PartitionQueue:
         """Fetch a partition from an offset."""
         queue = PartitionQueue(topic, partition, start)
-        with self._lock:
+        with self._lock, self._blaming():
             if self._consumer is None:
-                self._consumer = self._make()
+                self._consumer = self._brokers.consumer(self._settings)
             old = self._queues.pop(queue.key, None)
             if old is not None and not old.parked:
                 self._consumer.incremental_unassign([TopicPartition(*old.key)])
@@ -131,7 +136,7 @@ class SharedConsumer:
 
     def close(self, queue: PartitionQueue) -> None:
         """Fetch it no longer."""
-        with self._lock:
+        with self._lock, self._blaming():
             if self._queues.get(queue.key) is not queue or self._consumer is None:
                 return
             del self._queues[queue.key]
@@ -151,16 +156,20 @@ class SharedConsumer:
             return
         try:
             assert self._consumer is not None, f"{queue.key} is read after it was closed"
-            if queue.parked:
-                queue.parked = False
-                self._assign(self._consumer, queue)
-            messages = self._consumer.consume(_MESSAGES_AT_ONCE, 0)
+            with self._blaming():
+                if queue.parked:
+                    queue.parked = False
+                    self._assign(self._consumer, queue)
+                messages = self._consumer.consume(_MESSAGES_AT_ONCE, 0)
             self._fetch_at = time.monotonic() + (_PAUSE if len(messages) < _MESSAGES_AT_ONCE else 0)
             if messages:
                 self._distribute(messages)
                 self._park(self._consumer, queue)
         finally:
             self._lock.release()
+
+    def _blaming(self) -> AbstractContextManager[None]:
+        return blame_brokers(f"Kafka source {self._source!r}", "fetching", self._brokers)
 
     def _assign(self, consumer: Consumer, queue: PartitionQueue) -> None:
         consumer.incremental_assign([TopicPartition(queue.topic, queue.partition, queue.next)])

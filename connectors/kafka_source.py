@@ -179,7 +179,7 @@ class _Client:
         }
         topics = Topics(self._brokers, self._topics, self._source, self._isolation == "read_committed")
         group = GroupOffsets(topics, self._group, self._source) if self._group else None
-        return Cluster(SharedConsumer(lambda: self._brokers.consumer(ours), self._source), topics, group)
+        return Cluster(SharedConsumer(self._brokers, ours, self._source), topics, group)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
