@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
+from kafka_model.mutations import MUTATIONS
 from kafka_model.trial import run
+from kafka_model.world import Violation
 
 FAULTS = {
     "crash", "freeze", "taken over", "restarted elsewhere", "refused",
@@ -47,3 +49,14 @@ def test_whatever_can_go_wrong_does() -> None:
         assert [at for at in crashed_at if at.startswith(place)], f"no crash hit {place}"
     assert deepest >= 3
     assert counts["crash"] > 250
+
+
+@pytest.mark.parametrize("name", MUTATIONS)
+def test_a_wrong_protocol_is_found_out(name: str) -> None:
+    """Within 1,000 seeds, or the simulation would prove nothing."""
+    for seed in range(1000):
+        try:
+            run(seed, MUTATIONS[name])
+        except Violation:
+            return
+    pytest.fail(f"{name}: not noticed")

@@ -128,7 +128,7 @@ class ModelProducer(Client):
         self._id = str(settings["transactional.id"])
         self._timeout = float(settings.get("transaction.timeout.ms", 60_000)) / 1000
         self._producer = self._epoch = -1
-        self._state = "new"
+        self.state = "new"
         self._error: KafkaError | None = None
         self._queue: dict[Place, list[Message]] = {}
         self._sending: tuple[Place, list[Message]] | None = None
@@ -147,13 +147,13 @@ class ModelProducer(Client):
         asked = self._id, self._timeout
         code, producer, epoch = self.until_answered("init", lambda: self.cluster.init_producer(*asked), timeout)
         assert code == OK
-        self._producer, self._epoch, self._state = producer, epoch, "ready"
+        self._producer, self._epoch, self.state = producer, epoch, "ready"
 
     def begin_transaction(self) -> None:
         self._check()
-        if self._state != "ready":
-            raise failure(KafkaError._STATE, f"begin_transaction() while {self._state}")
-        self._state = "begun"
+        if self.state != "ready":
+            raise failure(KafkaError._STATE, f"begin_transaction() while {self.state}")
+        self.state = "begun"
 
     def produce(
         self,
@@ -163,8 +163,8 @@ class ModelProducer(Client):
         partition: int = 0,
     ) -> None:
         self.world.step("produce")
-        if self._state != "begun":
-            raise failure(KafkaError._STATE, f"produce() while {self._state}")
+        if self.state != "begun":
+            raise failure(KafkaError._STATE, f"produce() while {self.state}")
         if self._error is not None:
             return
         if len(self) > 1 and self.world.chance("queue full"):
@@ -189,7 +189,7 @@ class ModelProducer(Client):
         if self.flush(timeout):
             raise failure(KafkaError._TIMED_OUT, "commit_transaction")
         self._check()
-        self._state = "committing"
+        self.state = "committing"
         self._end(timeout, commit=True)
 
     def abort_transaction(self, timeout: float) -> None:
@@ -255,7 +255,7 @@ class ModelProducer(Client):
                 self._fail(code)
                 self._check()
         self._places = set()
-        self._state = "ready"
+        self.state = "ready"
 
     def _fail(self, code: int) -> None:
         fenced = code in _FENCED

@@ -1,0 +1,115 @@
+"""Protocols that are each wrong in one place, as others have them or had them. A trial must find that out."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable
+from typing import Any, Final
+
+import msgspec
+from confluent_kafka import KafkaException, TopicPartition
+from millstream.connectors.kafka_committer import KafkaCommitter
+from millstream.connectors.kafka_producers import Producers
+from millstream.connectors.kafka_progress import Progress, Record
+from millstream.connectors.outbox_marker import Marker, Publisher
+
+from kafka_model.trial import Mutation
+
+
+class MarkerBeforeFence(KafkaCommitter):
+    """Reads the marker, and only then ends what others have begun."""
+
+    def _register(self) -> None:
+        self._progress.make()
+        self._read()
+        super()._register()
+
+    def _publish(self, epoch: Any) -> bool:
+        self._read()
+        return super()._publish(epoch)
+
+    def _read(self) -> None:
+        found = Progress._records(self._progress)
+        self._progress._records = lambda: found  # type: ignore[method-assign]
+
+
+class NoFence(Producers):
+    """Each producer has an id of its own, so that none ends the transaction of another."""
+
+    def _fenced(self) -> Any:
+        self._settings["transactional.id"] = uuid.uuid4().hex
+        return super()._fenced()
+
+
+class OneProducer(Producers):
+    """Goes on with the same producer, whatever has become of its last transaction, as long as it lets itself be used."""
+
+    _kept: Any = None
+
+    def take(self) -> Any:
+        producer = self._kept
+        try:
+            if producer is None:
+                producer = self._fenced()
+            elif producer.state == "committing":
+                producer.commit_transaction(self._seconds)
+            elif producer.state == "begun":
+                producer.abort_transaction(self._seconds)
+        except KafkaException:
+            self._kept = None
+            raise
+        self._kept = producer
+        return producer
+
+    def prepare(self) -> None:
+        """There is one already."""
+
+
+class NextWithoutTheLast(KafkaCommitter):
+    """Tries once, and goes on to the next epoch without knowing what has become of the last."""
+
+    def _persistently(self, attempt: Callable[[], Any]) -> Any:
+        if attempt == self._register:
+            return super()._persistently(attempt)
+        try:
+            return attempt()
+        except (KafkaException, BufferError):
+            return True
+
+
+def _any_later(self: Publisher, marker: Marker | None, epoch: int, after: int, *, registered: bool) -> bool:
+    """As ``Publisher.must_publish``, without the rule that epochs follow each other."""
+    return marker is None or marker.epoch < epoch
+
+
+class MarkerOfGroup(Progress):
+    """Keeps the marker in a consumer group's offset."""
+
+    def make(self) -> None:
+        """It needs no topic."""
+
+    def _records(self) -> dict[bytes, Record]:
+        consumer: Any = self.brokers.consumer({})
+        text = consumer.committed_metadata(self.topic, 30.0)
+        return {} if text is None else {self._key: msgspec.json.decode(text, type=Record)}
+
+    def write(self, producer: Any, record: Record) -> None:
+        offset = TopicPartition(self.target, 0, 0, msgspec.json.encode(record).decode())
+        producer.send_offsets_to_transaction([offset], self.topic, 30.0)
+
+
+_CONNECTORS: Final = "millstream.connectors."
+
+MUTATIONS: Final = {
+    "marker read before the fence": Mutation({f"{_CONNECTORS}kafka_sink.KafkaCommitter": MarkerBeforeFence}),
+    "no fence": Mutation({f"{_CONNECTORS}kafka_committer.Producers": NoFence}),
+    "producer reused": Mutation({f"{_CONNECTORS}kafka_committer.Producers": OneProducer}),
+    "published before the checkpoint": Mutation(published_first=True),
+    "no sequence": Mutation(
+        {
+            f"{_CONNECTORS}kafka_sink.KafkaCommitter": NextWithoutTheLast,
+            f"{_CONNECTORS}outbox_marker.Publisher.must_publish": _any_later,
+        }
+    ),
+    "marker in a group's offset": Mutation({f"{_CONNECTORS}kafka_sink.Progress": MarkerOfGroup}),
+}
