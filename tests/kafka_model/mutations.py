@@ -42,7 +42,7 @@ class NoFence(Producers):
 
 
 class OneProducer(Producers):
-    """Goes on with the same producer, whatever has become of its last transaction, as long as it lets itself be used."""
+    """Goes on with the same producer, whatever has become of its last transaction, as long as it can be used."""
 
     _kept: Any = None
 
