@@ -118,7 +118,7 @@ class Trial:
 
     def _make_sink(self) -> KafkaSink:
         sink = kafka_sink(
-            "model:1", TOPIC, format="raw", value="v", partition="to", transaction_bytes=200 if self._parts else "256MB"
+            "model:1", TOPIC, value="raw", column="v", partition="to", transaction_bytes=200 if self._parts else "256MB"
         )
         return dataclasses.replace(sink, brokers=ModelBrokers("model:1", cluster=self.cluster))
 
