@@ -7,8 +7,10 @@ A seed that fails fails again: ``pytest "tests/test_kafka_simulation.py::test_a_
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 
 import pytest
+from kafka_model.job_trial import run_with_engine
 from kafka_model.mutations import MUTATIONS
 from kafka_model.trial import run
 from kafka_model.world import Violation
@@ -30,6 +32,17 @@ def test_a_seed(seed: int) -> None:
 @pytest.mark.parametrize("seed", range(250, 2500))
 def test_one_of_many_seeds(seed: int) -> None:
     assert run(seed).looked > 0
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_seed_with_the_whole_engine(seed: int, tmp_path: Path) -> None:
+    assert run_with_engine(seed, tmp_path / "s.duckdb")["kafka.visible"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(6, 106))
+def test_one_of_many_seeds_with_the_whole_engine(seed: int, tmp_path: Path) -> None:
+    assert run_with_engine(seed, tmp_path / "s.duckdb")["kafka.visible"]
 
 
 def test_a_seed_decides_everything() -> None:

@@ -13,9 +13,6 @@ from collections import Counter, deque
 from collections.abc import Callable
 from typing import Any
 
-MOST_EVENTS = 60_000
-"""After so many nobody gets anywhere any more."""
-
 
 class Crash(BaseException):
     """Ends a process as a kill would: nothing of it has an effect any more."""
@@ -116,6 +113,7 @@ class World:
 
     Attributes:
         budget: after so many faults there are no more, and everything must come to its end.
+        patience: after so many events nobody gets anywhere any more.
         rates: how likely a fault is, by name.
         counts: how often each has happened, and other things worth counting.
         crashed_at: where processes have died.
@@ -126,6 +124,7 @@ class World:
         self.seed = seed
         self.draw = random.Random(seed)
         self.budget = budget
+        self.patience = 60_000
         self.rates: dict[str, float] = {}
         self.counts: Counter[str] = Counter()
         self.crashed_at: set[str] = set()
@@ -171,7 +170,7 @@ class World:
             raise self.failure
 
     def _check_stuck(self) -> None:
-        if self._number > MOST_EVENTS:
+        if self._number > self.patience:
             self.fail("nobody gets anywhere")
 
     def _unwind(self) -> None:
