@@ -157,6 +157,7 @@ class Progress:
         kafka = driver()
         found: dict[bytes, Record] = {}
         until = time.monotonic() + _SECONDS
+        stuck = ""
         while time.monotonic() < until:
             message = consumer.poll(1.0)
             if message is None:
@@ -172,7 +173,12 @@ class Progress:
                 raise kafka.KafkaException(error)
             elif message.offset() >= self._end(consumer):
                 return found
-        raise timed_out(f"reading {self.topic} to its end")
+            else:
+                stuck = (
+                    f": a transaction that began at offset {message.offset()} is not over. If it stays so, the brokers "
+                    "have lost sight of it: kafka-transactions.sh find-hanging"
+                )
+        raise timed_out(f"reading {self.topic} to its end{stuck}")
 
     def _end(self, consumer: Consumer) -> int:
         """The offset behind the last record; before it there may be one of another sink's open transaction."""

@@ -31,7 +31,7 @@ from types import TracebackType
 from typing import Any
 
 POM = Path(__file__).with_name("kafka.pom.xml")
-VERSION = re.search(r"kafka_2\.13</artifactId>\s*<version>([^<]+)", POM.read_text())[1]  # type: ignore[index]
+VERSION = re.search(r"<version>(4[^<]+)</version>", POM.read_text())[1]  # type: ignore[index]
 CACHE = Path(os.environ.get("MILLSTREAM_SERVERS", Path.home() / ".cache" / "millstream"))
 JARS = CACHE / f"kafka-{VERSION}"
 INSTALL = "make servers"
