@@ -210,6 +210,7 @@ def check_lost_answers(broker: Broker, address: str) -> None:
     assert numbers(broker, topic) == [*range(10)] * 3
 
 
+@pytest.mark.slow
 def test_brokers_that_stay_away_fail_the_start_so_that_the_job_may_be_restarted() -> None:
     with Broker() as own:
         topic = own.create("t")

@@ -39,7 +39,11 @@ class Proxy:
                 client, _ = self._listening.accept()
             except OSError:
                 return
-            server = socket.create_connection(("127.0.0.1", self._target))
+            try:
+                server = socket.create_connection(("127.0.0.1", self._target))
+            except OSError:
+                hang_up(client)
+                continue
             self._open += [client, server]
             threading.Thread(target=self._from_client, args=(client, server), daemon=True).start()
             threading.Thread(target=_pass_on, args=(server, client), daemon=True).start()
