@@ -21,7 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-LONGEST_SECONDS = 40
+LONGEST_SECONDS = 150
 """After so long a start is taken to hang by itself: it prints the stacks of its threads and fails."""
 
 NEVER = 1_000_000_000
