@@ -36,6 +36,9 @@ ELSEWHERE: Final = 1 / 3
 STARTS: Final = 3
 """So many times the kills wanted are tried: those that hit a process before it is at work do not count."""
 
+RESTARTING: Final = "restarting"
+"""What a job logs when it starts anew after a failure of its own."""
+
 
 @dataclass(frozen=True, slots=True)
 class KillOptions:
@@ -190,13 +193,15 @@ class _Execution:
     def _kill(self) -> None:
         trial, wanted = self._trial, self._options.kills
         killer = Killer(self._job, self._start_paced, self._draw, self._options.longest, str(self._log))
-        while len(trial.kills) < wanted and len(trial.kills) + trial.missed < wanted * STARTS:
-            kill = killer.kill_once()
-            if kill.where == STARTING:
-                trial.missed += 1
-            else:
-                trial.kills.append(kill)
-        trial.violations += killer.violations
+        try:
+            while len(trial.kills) < wanted and len(trial.kills) + trial.missed < wanted * STARTS:
+                kill = killer.kill_once()
+                if kill.where == STARTING:
+                    trial.missed += 1
+                else:
+                    trial.kills.append(kill)
+        finally:
+            trial.violations += killer.violations
         if len(trial.kills) < wanted:
             raise Tortured(f"only {len(trial.kills)} of {wanted} kills hit the query at work")
 
@@ -246,3 +251,6 @@ class _Execution:
             first = "; ".join(f"{d.copies:+d} × {d.row}" for d in verdict.differences[:3])
             trial.violations.append(f"{verdict.different_rows} rows are lost or doubled: {first}")
         trial.violations += [f"{orphan} is left over" for orphan in self._job.orphans()]
+        # A start that fails and tries again may end well all the same.
+        said = self._log.read_text(errors="replace").splitlines()
+        trial.violations += [f"a start failed by itself: {line}" for line in said if RESTARTING in line]

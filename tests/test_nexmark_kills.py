@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import millstream as ms
@@ -71,6 +73,23 @@ def test_a_row_that_is_doubled_is_a_violation(tmp_path: Path, monkeypatch: pytes
     (violation,) = seen[0].violations
     assert "lost or doubled: +1 ×" in violation
     assert (tmp_path / "t" / "q2-1" / "job.log").exists(), "what was wrong should be kept"
+
+
+def test_a_start_that_fails_and_tries_again_is_a_violation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The job's own warning is put into its log before the comparison."""
+    write_events(tmp_path / "events", 5_000, 1)
+
+    def failed(query: str, events: Path, results: Path) -> Verdict:
+        code = "from millstream.engine.logs import log; log.warning('restarting', job='j', error='of its own')"
+        with (results.parent / "job.log").open("ab") as log:
+            subprocess.run([sys.executable, "-c", code], check=True, stdout=log, stderr=log)
+        return verify(query, events, results)
+
+    monkeypatch.setattr(nexmark_kills, "verify", failed)
+    (trial,) = kill_queries(["q2"], KillOptions(tmp_path / "events", kills=0, parallelism=(1,)), tmp_path / "t")
+    (violation,) = trial.violations
+    assert "a start failed by itself" in violation
+    assert "of its own" in violation
 
 
 def test_a_query_that_fails_is_a_violation(tmp_path: Path) -> None:
