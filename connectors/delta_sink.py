@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +11,7 @@ import pyarrow as pa
 from millstream.connectors.delta_committer import DeltaCommitter
 from millstream.connectors.delta_progress import Progress, new_owner
 from millstream.connectors.delta_table import Place, blame_table, driver, persistently
+from millstream.connectors.lake_fits import Fits
 from millstream.connectors.lake_types import DELTA, Fit, fit, stored_schema
 from millstream.connectors.outbox import Generations, OutboxWriter, check_keys, outbox_table
 from millstream.connectors.outbox_marker import Publisher
@@ -80,14 +80,6 @@ class Target:
     patience: float
 
 
-@dataclass(frozen=True)
-class _Checked:
-    """How rows fit the tables of running generations as they were found at the start."""
-
-    lock: threading.Lock = field(default_factory=threading.Lock)
-    fits: dict[tuple[str, int], Fit] = field(default_factory=dict)
-
-
 @dataclass(frozen=True, repr=False)
 class DeltaSink(Sink):
     """A Delta Lake table; made by ``delta_sink``."""
@@ -95,7 +87,7 @@ class DeltaSink(Sink):
     target: Target
     given_name: str
     _generations: Generations = field(default_factory=Generations, compare=False)
-    _checked: _Checked = field(default_factory=_Checked, compare=False)
+    _fits: Fits = field(default_factory=Fits, compare=False)
 
     def __repr__(self) -> str:
         return f"DeltaSink({self.name})"
@@ -166,15 +158,12 @@ class DeltaSink(Sink):
 
     def _fit(self, schema: pa.Schema, context: SinkContext) -> Fit:
         """Return how rows go into the table; made if that was asked for."""
-        key = (context.job_id, context.generation)
-        with self._checked.lock:
-            found = self._checked.fits.get(key)
-            if found is None:
-                with blame_table(self.name, f"looking at {self.target.place.location()}"):
-                    found = persistently(lambda: self._look(schema), self.name, self.target.patience)
-                self._checked.fits.clear()
-                self._checked.fits[key] = found
-            return found
+
+        def look() -> Fit:
+            with blame_table(self.name, f"looking at {self.target.place.location()}"):
+                return persistently(lambda: self._look(schema), self.name, self.target.patience)
+
+        return self._fits.of(context, look)
 
     def _look(self, schema: pa.Schema) -> Fit:
         target, place = self.target, self.target.place

@@ -189,9 +189,9 @@ class Fit:
 
     def admit(self, rows: pa.Table) -> pa.Table:
         """Return rows as the table takes them. Raises DataError if a value would be changed or must not be missing."""
-        for field in self.columns:
-            if not field.nullable and rows[field.name].null_count:
-                raise DataError(f"{self.name}: a row has no value in {field.name!r}, which the table demands")
+        for column in self.columns:
+            if not column.nullable and rows[column.name].null_count:
+                raise DataError(f"{self.name}: a row has no value in {column.name!r}, which the table demands")
         return self.cast(rows)
 
     def cast(self, rows: pa.Table) -> pa.Table:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from millstream.connectors.generator import generator
     from millstream.connectors.http_sink import http_sink
     from millstream.connectors.http_source import http_source
+    from millstream.connectors.iceberg_sink import iceberg_sink
     from millstream.connectors.kafka_sink import kafka_sink
     from millstream.connectors.kafka_source import kafka_source
     from millstream.connectors.memory import memory_sink, memory_source
@@ -78,6 +79,7 @@ _HOMES = {
     "millstream.connectors.generator": ("generator",),
     "millstream.connectors.http_sink": ("http_sink",),
     "millstream.connectors.http_source": ("http_source",),
+    "millstream.connectors.iceberg_sink": ("iceberg_sink",),
     "millstream.connectors.kafka_sink": ("kafka_sink",),
     "millstream.connectors.kafka_source": ("kafka_source",),
     "millstream.connectors.memory": ("memory_sink", "memory_source"),
@@ -169,6 +171,7 @@ __all__ = [
     "generator",
     "http_sink",
     "http_source",
+    "iceberg_sink",
     "jsonl",
     "kafka_sink",
     "kafka_source",

@@ -55,6 +55,9 @@ NAMES: Final = (
     "delta.begun",  # a Delta table's marker is read, nothing of the epoch is written
     "delta.written",  # the table has the epoch's rows and marker; that it is on disk was not waited for
     "delta.visible",  # it is committed in the table, and on disk; nobody knows
+    "iceberg.begun",  # an Iceberg table's marker is read, nothing of the epoch is written
+    "iceberg.written",  # it has the epoch's rows and marker
+    "iceberg.visible",  # the same; the committer has nothing more to do there
     "kafka.fenced",  # a new producer has ended what those before it had begun; the marker is not read yet
     "kafka.begun",  # a transaction has begun, nothing is sent
     "kafka.sent",  # the brokers have its messages and its marker, not committed
