@@ -13,6 +13,7 @@ from millstream.connectors.kafka_producers import Producers
 from millstream.connectors.kafka_progress import Progress, Record
 from millstream.connectors.outbox_marker import Marker, Publisher
 
+from kafka_model.clients import ModelConsumer
 from kafka_model.trial import Mutation
 
 
@@ -82,6 +83,32 @@ def _any_later(self: Publisher, marker: Marker | None, epoch: int, after: int, *
     return marker is None or marker.epoch < epoch
 
 
+def _any_gap(self: Publisher, marker: Marker | None, epoch: int, after: int, *, registered: bool) -> bool:
+    """As ``Publisher.must_publish``, but another copy of the store may have published what this one does not know."""
+    if marker is not None and after < marker.epoch < epoch:
+        after = marker.epoch
+    return _must_publish(self, marker, epoch, after, registered=registered)
+
+
+_must_publish: Final = Publisher.must_publish
+
+
+def _any_digest(self: KafkaCommitter, record: Record | None, epoch: Any) -> None:
+    """As ``KafkaCommitter._check_same``: what is there of an epoch is taken for what the checkpoint has of it."""
+
+
+def _first_end(self: Progress, consumer: Any) -> int:
+    """As ``Progress._end``: the first end is taken for the last, also before a transaction that is not decided."""
+    return 0
+
+
+def _uncommitted(self: ModelConsumer) -> Any:
+    """As ``ModelConsumer._fetch``, with isolation.level=read_uncommitted."""
+    assert self._place is not None
+    partition, start = self.cluster.partition(self._place), self._at
+    return self.call("fetch", lambda: ([e for e in partition.entries if e.offset >= start],) + 2 * (partition.end,))
+
+
 class MarkerOfGroup(Progress):
     """Keeps the marker in a consumer group's offset."""
 
@@ -111,5 +138,9 @@ MUTATIONS: Final = {
             f"{_CONNECTORS}outbox_marker.Publisher.must_publish": _any_later,
         }
     ),
+    "marker read before it is committed": Mutation({"kafka_model.clients.ModelConsumer._fetch": _uncommitted}),
+    "marker not read to the end": Mutation({f"{_CONNECTORS}kafka_progress.Progress._end": _first_end}),
+    "a gap let through": Mutation({f"{_CONNECTORS}outbox_marker.Publisher.must_publish": _any_gap}),
+    "other messages let through": Mutation({f"{_CONNECTORS}kafka_committer.KafkaCommitter._check_same": _any_digest}),
     "marker in a group's offset": Mutation({f"{_CONNECTORS}kafka_sink.Progress": MarkerOfGroup}),
 }

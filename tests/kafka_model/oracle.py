@@ -8,6 +8,7 @@ import msgspec
 from millstream.connectors.kafka_progress import Record
 
 from kafka_model.broker import Cluster, Place
+from kafka_model.neighbour import KEY
 from kafka_model.store import Store
 
 
@@ -77,6 +78,7 @@ class Oracle:
 
     def _check_marker(self) -> None:
         entries = self._cluster.topics[self._progress].partitions[0].committed()
+        entries = [entry for entry in entries if entry.key != KEY]
         if not entries:
             return
         last = msgspec.json.decode(entries[-1].value or b"", type=Record)

@@ -17,6 +17,7 @@ from millstream.engine.errors import MillstreamError
 
 from kafka_model.broker import DAY, Cluster
 from kafka_model.clients import ModelBrokers
+from kafka_model.neighbour import Neighbour
 from kafka_model.oracle import Oracle
 from kafka_model.start import Job, Start
 from kafka_model.store import Store
@@ -95,6 +96,9 @@ class Trial:
             world.at(world.draw.uniform(0, 20), self._bounce)
         for _ in range(6):
             world.at(world.draw.uniform(0, 60), self._compact)
+        neighbour = Neighbour(self.cluster, PROGRESS, TOPIC)
+        for _ in range(world.draw.choice((0, 0, 5))):
+            world.at(world.draw.uniform(0, world.draw.choice((2, 100))), neighbour.begin)
         world.run()
         self._oracle.check_end()
         return Ledger(world.counts, frozenset(world.crashed_at), self._deepest, self._oracle.seen, tuple(world.trace))

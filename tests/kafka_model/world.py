@@ -134,12 +134,12 @@ class World:
         self.current: Task | None = None
         self.failure: BaseException | None = None
         self.processes: list[Process] = []
-        self._events: list[tuple[float, int, Callable[[], None]]] = []
+        self._events: list[tuple[float, int, Callable[[], object]]] = []
         self._number = 0
 
     # -- time ------------------------------------------------------------------------------------------------------
 
-    def at(self, delay: float, work: Callable[[], None]) -> None:
+    def at(self, delay: float, work: Callable[[], object]) -> None:
         """Have something happen later."""
         self._number += 1
         heapq.heappush(self._events, (self.now + delay, self._number, work))
