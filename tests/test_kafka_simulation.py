@@ -51,17 +51,17 @@ def test_a_seed_decides_everything() -> None:
 
 def test_whatever_can_go_wrong_does() -> None:
     counts, crashed_at, deepest = Counter[str](), set[str](), 0
-    for seed in range(200):
+    for seed in range(120):
         ledger = run(seed)
         counts += ledger.counts
         crashed_at |= ledger.crashed_at
         deepest = max(deepest, ledger.deepest)
     assert {name: counts[name] for name in FAULTS if not counts[name]} == {}
     assert min(counts[name] for name in FAILPOINTS) > 100
-    for place in ("init", "add", "produce", "commit", "fetch", "kafka.fenced", "recovery", "commit again"):
+    for place in ("recovery", "commit again", "init", "fetch", "add", "produce", "commit", "epoch", *FAILPOINTS):
         assert [at for at in crashed_at if at.startswith(place)], f"no crash hit {place}"
     assert deepest >= 3
-    assert counts["crash"] > 400
+    assert counts["crash"] > 250
 
 
 @pytest.mark.parametrize("name", MUTATIONS)

@@ -112,13 +112,21 @@ class Trial:
         if old is not None:
             old.kill()  # the store's lock would keep out a second one
         draw = self.world.draw
-        crash_at = int(draw.expovariate(1 / draw.choice((6, 25, 80)))) + 1 if draw.random() < self._crashes else None
-        process = self.world.process(f"{store.name}{store.generation + 1}", crash_at)
+        name = f"{store.name}{store.generation + 1}"
+        death = self._death() if draw.random() < self._crashes else (None, "")
+        process = self.world.process(name, *death)
         process.on_frozen = lambda seconds: self._frozen(process, store, seconds)
         self._running[store.name] = self._current = process
         self.world.counts["start"] += 1
         start = Start(self.world, self._job, store, self._make_sink)
         process.spawn(lambda: self._main(process, store, start))
+
+    def _death(self) -> tuple[int, str]:
+        """When a process is to die: at any step, or at a place where it matters most."""
+        draw = self.world.draw
+        if draw.random() < 0.5:
+            return int(draw.expovariate(1 / draw.choice((6, 25, 80)))) + 1, ""
+        return draw.randint(1, 3), draw.choice(_DANGEROUS)
 
     def _make_sink(self) -> KafkaSink:
         sink = kafka_sink(
@@ -205,6 +213,11 @@ class Trial:
         if PROGRESS in self.cluster.topics:
             self.cluster.topics[PROGRESS].partitions[0].compact()
 
+
+_DANGEROUS = (
+    "recovery", "commit again", "prepared", "epoch", "init", "fetch", "add", "produce", "commit", "commit answered",
+    "kafka.fenced", "kafka.begun", "kafka.sent", "kafka.visible",
+)  # fmt: skip
 
 RATES = {
     "freeze": (0.0, 0.01, 0.03),

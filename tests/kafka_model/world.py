@@ -27,14 +27,16 @@ class Process:
 
     Attributes:
         crash_at: the step before which it dies; None: it does not.
+        crash_in: only steps at places whose names begin so count.
         frozen_until: nothing of it runs before.
         on_frozen: told for how long it has just been frozen.
     """
 
-    def __init__(self, world: World, name: str, crash_at: int | None = None) -> None:
+    def __init__(self, world: World, name: str, crash_at: int | None, crash_in: str) -> None:
         self.world = world
         self.name = name
         self.crash_at = crash_at
+        self.crash_in = crash_in
         self.dead = False
         self.steps = 0
         self.frozen_until = 0.0
@@ -190,9 +192,9 @@ class World:
         assert self.current is not None
         return self.current
 
-    def process(self, name: str, crash_at: int | None) -> Process:
+    def process(self, name: str, crash_at: int | None, crash_in: str = "") -> Process:
         """Make a process."""
-        process = Process(self, name, crash_at)
+        process = Process(self, name, crash_at, crash_in)
         self.processes.append(process)
         return process
 
@@ -201,7 +203,7 @@ class World:
         process = self.task.process
         if process.dead:
             raise Crash
-        process.steps += 1
+        process.steps += place.startswith(process.crash_in)
         self.note(place)
         if process.crash_at is not None and process.steps >= process.crash_at and not self.calm:
             self.fault("crash")
