@@ -166,7 +166,7 @@ class ModelProducer(Client):
         if self.state != "begun":
             raise failure(KafkaError._STATE, f"produce() while {self.state}")
         if self._error is not None:
-            return
+            raise failure(KafkaError._STATE, "produce() in a transaction that has failed")
         if len(self) > 1 and self.world.chance("queue full"):
             raise BufferError("the queue is full")
         self._queue.setdefault((topic, partition), []).append((key, value))

@@ -50,9 +50,9 @@ class Oracle:
         if self._whole and not deciding:
             self._check(self._is_whole)
 
-    def check_end(self) -> None:
-        """All of one store is there."""
-        self._check(lambda store: bool(store.epochs) and self._wanted(store, len(store.epochs)) == self.visible())
+    def check_end(self, rows: int) -> None:
+        """One store has got through all rows, and all of it is there."""
+        self._check(lambda s: s.position == rows and self._wanted(s, len(s.epochs)) == self.visible())
 
     def _check(self, holds: Callable[[Store], bool]) -> None:
         self.seen += 1

@@ -100,7 +100,7 @@ class Trial:
         for _ in range(world.draw.choice((0, 0, 5))):
             world.at(world.draw.uniform(0, world.draw.choice((2, 100))), neighbour.begin)
         world.run()
-        self._oracle.check_end()
+        self._oracle.check_end(self._job.rows)
         return Ledger(world.counts, frozenset(world.crashed_at), self._deepest, self._oracle.seen, tuple(world.trace))
 
     # -- processes -------------------------------------------------------------------------------------------------
