@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from millstream.connectors.postgres_source import postgres_source
     from millstream.connectors.postgres_table import postgres_table
     from millstream.connectors.printing import print_sink
+    from millstream.connectors.redis_source import redis_source
     from millstream.engine.errors import (
         DataError,
         ExternalError,
@@ -89,6 +90,7 @@ _HOMES = {
     "millstream.connectors.postgres_source": ("postgres_source",),
     "millstream.connectors.postgres_table": ("postgres_table",),
     "millstream.connectors.printing": ("print_sink",),
+    "millstream.connectors.redis_source": ("redis_source",),
     "millstream.engine.errors": (
         "DataError",
         "ExternalError",
@@ -196,6 +198,7 @@ __all__ = [
     "prev",
     "print_sink",
     "quantile",
+    "redis_source",
     "retry",
     "row_number",
     "session",
