@@ -52,7 +52,9 @@ class Publisher:
                 "write the same rows twice. Put the newer store back, or start with a new store and an empty "
                 "destination"
             )
-        if marker.generation > self.context.generation:
+        # Starts are counted in the store before they come here, so an equal number is that of a copy's start.
+        other = marker.owner != self.owner
+        if marker.generation > self.context.generation or (marker.generation == self.context.generation and other):
             raise JobError(
                 f"{self.name}: start {marker.generation} of this job has been seen in {self.place}, and this is start "
                 f"{self.context.generation}: an older copy of the store has been put back, or the job runs elsewhere "

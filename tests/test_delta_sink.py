@@ -60,7 +60,10 @@ def start(
     sink = ms.delta_sink(path, **{"create": True, **options})
     sink.check(schema)
     context = SinkContext("shop", job_id, "s1", generation or restored + 1, 0, 1, restored)
-    return sink.committer(schema, context), sink.writer(schema, context)
+    committer, writer = sink.committer(schema, context), sink.writer(schema, context)
+    if restored:
+        writer.restore("outbox", [pa.record_batch({"one": [0], "epoch": [restored]})], restored)
+    return committer, writer
 
 
 def write(path: Path, batches: list[pa.RecordBatch], restored: int = 0, **options: Any) -> None:
