@@ -9,11 +9,15 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
+import millstream as ms
 import pytest
 from kafka_model.job_trial import run_with_engine
 from kafka_model.mutations import MUTATIONS
 from kafka_model.trial import run
 from kafka_model.world import Violation
+from millstream.engine.errors import ExternalError, JobFailed
+from millstream.engine.runtime.run import RunSettings, run_job
+from millstream.engine.sink import Committer, SinkContext
 
 FAULTS = {
     "crash", "freeze", "taken over", "restarted elsewhere", "refused",
@@ -73,3 +77,20 @@ def test_a_wrong_protocol_is_found_out(name: str) -> None:
         except Violation:
             return
     pytest.fail(f"{name}: not noticed")
+
+
+def test_a_committer_that_cannot_be_made_is_asked_for_once_a_generation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Found by this simulation: to close it, it was made a second time, with all its patience."""
+    asked: list[int] = []
+
+    def away(sink: object, schema: object, context: SinkContext) -> Committer:
+        asked.append(context.generation)
+        raise ExternalError("the brokers are away")
+
+    out = ms.memory_sink()
+    monkeypatch.setattr(type(out), "committer", away)
+    job = ms.Job("j")
+    job.read(ms.memory_source([{"n": 1}])).write(out)
+    with pytest.raises(JobFailed, match="the brokers are away"):
+        run_job(job.plan(1), RunSettings(restarts=2, backoff=0.0))
+    assert asked == [1, 2, 3]

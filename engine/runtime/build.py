@@ -123,6 +123,7 @@ class Builder:
         self._capacity = channel_capacity
         self._lasting = lasting
         self._sink_letters = SinkLetters(store)
+        self._committers: dict[str, Committer] = {}
         self._channels: dict[tuple[int, int, int], list[Channel]] = {}  # (stage, input, subtask) -> from upstream
         self._wiring: list[tuple[str, str, Channel]] = []
         self._hurrying: set[int] = set()  # stages with an operator that works aside, and those before them
@@ -177,11 +178,11 @@ class Builder:
     @cached_property
     def committers(self) -> dict[str, Committer]:
         """One committer per sink."""
-        made: dict[str, Committer] = {}
         for node in self._plan.graph.sinks():
             assert isinstance(node.body, Write)
-            made[node.id] = node.body.sink.committer(self._input(node), self._sink_context(node, 0, self._width(node)))
-        return made
+            context = self._sink_context(node, 0, self._width(node))
+            self._committers[node.id] = node.body.sink.committer(self._input(node), context)
+        return self._committers
 
     @cached_property
     def _pacings(self) -> dict[OperatorId, Pacing]:
@@ -198,8 +199,8 @@ class Builder:
         return made
 
     def close_committers(self) -> None:
-        """Close them where no subtasks are to run."""
-        close_all(*(committer.close for committer in self.committers.values()))
+        """Close those that have been made, where no subtasks are to run."""
+        close_all(*(committer.close for committer in self._committers.values()))
 
     def _placement(self) -> Iterator[int]:
         for stage in self._plan.stages:
