@@ -13,7 +13,7 @@ import millstream as ms
 import pyarrow as pa
 import pytest
 from millstream.connectors.iceberg_table import ours_alone
-from millstream.connectors.outbox import pack
+from millstream.connectors.outbox import OUTBOX, pack
 from millstream.engine.errors import DataError, JobError, SchemaError
 from millstream.engine.sink import Committer, Sink, SinkContext, SinkWriter
 from millstream.testing import check_sink
@@ -74,6 +74,8 @@ def start(
 def write(folder: Path, batches: list[pa.RecordBatch], restored: int = 0, **options: Any) -> None:
     """One start of a job, which writes a batch per epoch."""
     committer, writer = start(folder, batches[0].schema, restored, **options)
+    if restored:
+        writer.restore(OUTBOX, [pa.record_batch({"one": [0], "epoch": [restored]})], restored)
     for epoch, batch in enumerate(batches, restored + 1):
         writer.write(batch)
         committer.commit(epoch, writer.prepare(epoch, False))
