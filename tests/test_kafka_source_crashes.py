@@ -40,7 +40,7 @@ job.read(source).map_batches(slowly, schema=source.schema).write(ms.jsonl("outpu
 """
 POINTS = [
     "subtask.snapshot@3", "subtask.acknowledge@2", "store.before_commit@1", "store.before_commit@2",
-    "store.after_commit@1", "store.after_commit@3", "sink.commit@2", "sink.committed@2", "source.committed@2",
+    "store.after_commit@1", "store.after_commit@3", "sink.commit@1", "sink.committed@1", "source.committed@2",
     "job.stop@1",
 ]  # fmt: skip
 

@@ -28,7 +28,7 @@ ROTATION = int(os.environ.get("MILLSTREAM_ROTATION", "0"))
 """Another number pairs other pipelines with the fail points in the default run."""
 
 # What happens to copies, to dead letters and in some connectors has tests of its own.
-ELSEWHERE = ("copy.", "letters.", "postgres.", "duckdb.", "http.", "kafka.")
+ELSEWHERE = ("copy.", "letters.", "postgres.", "duckdb.", "http.", "kafka.", "delta.", "iceberg.")
 IN_JOBS = tuple(name for name in failpoints.NAMES if not name.startswith(ELSEWHERE))
 AT_RESUME = tuple(name for name in failpoints.NAMES if name.startswith("recovery."))
 """They are tried when a job is resumed: at its first start there is nothing to recover."""

@@ -150,7 +150,7 @@ _ADVICE: Final[tuple[tuple[tuple[str, ...], _Maker, str], ...]] = (
     (
         ("orrupt", "replaying WAL", "WAL checkpoint iteration", "Could not read enough bytes", "not a valid DuckDB"),
         StoreCorrupt,
-        "the file is damaged or not a Millstream store. Restore it and its .wal, or run `millstream store salvage`",
+        "the file is damaged or not a Millstream store. Restore it from a backup, or run `millstream store salvage`",
     ),
     (
         ("has been invalidated",),
