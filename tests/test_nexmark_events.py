@@ -200,7 +200,12 @@ def test_files_hold_the_same_rows_in_row_groups(tmp_path):
         assert file.read().equals(pa.Table.from_batches([MAKERS[stream](4, 0, 150_000, DISORDERLY)]))
         groups = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
         assert groups[:-1] == [ROW_GROUP] * (len(groups) - 1)
-        assert file.metadata.row_group(0).column(0).compression == "SNAPPY"
+        columns = map(file.metadata.row_group(0).column, range(len(file.schema.names)))
+        stored = {column.path_in_schema: (column.compression, column.encodings) for column in columns}
+        compression, encodings = stored["date_time"]
+        assert compression == "UNCOMPRESSED"
+        assert "DELTA_BINARY_PACKED" in encodings
+        assert stored["extra"][0] == "LZ4"
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "auction.parquet",
         "bid.parquet",
