@@ -77,7 +77,8 @@ class KafkaCommitter(Committer):
         }
         self._producers = Producers(target.brokers, own, target.topic, self._seconds)
         self._registered = False
-        with blame_brokers(self._name, "registering this start of the job", target.brokers, advice=_RIGHTS):
+        doing = f"registering this start of the job in topic {progress.topic!r}"
+        with blame_brokers(self._name, doing, target.brokers, advice=_RIGHTS):
             self._persistently(self._register)
 
     def commit(self, epoch: int, committables: Sequence[Committable]) -> None:

@@ -6,7 +6,7 @@ import logging
 import random
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -16,7 +16,7 @@ from millstream.engine.errors import ExternalError, JobError, MillstreamError
 from millstream.engine.logs import log
 
 if TYPE_CHECKING:
-    from confluent_kafka import Consumer, Producer
+    from confluent_kafka import Consumer, KafkaError, Producer
     from confluent_kafka.admin import AdminClient
 
 Result = TypeVar("Result")
@@ -37,6 +37,7 @@ _OF_PRODUCERS: Final = (
     "max.in.flight", "sticky.", "partitioner", "request.timeout.ms",
 )  # fmt: skip
 """How settings begin that clients which only read do not know."""
+_FIRST_ANSWER_SECONDS: Final = 5.0
 _REFUSALS: Final = (
     "TOPIC_AUTHORIZATION_FAILED", "GROUP_AUTHORIZATION_FAILED", "CLUSTER_AUTHORIZATION_FAILED",
     "TRANSACTIONAL_ID_AUTHORIZATION_FAILED", "SASL_AUTHENTICATION_FAILED", "_AUTHENTICATION", "MSG_SIZE_TOO_LARGE",
@@ -91,8 +92,25 @@ class Brokers:
         return self._make(driver().Consumer, {**self._of_readers(), **common, **ours})
 
     def admin(self) -> AdminClient:
-        """Make a client that asks about topics. Raises JobError."""
-        return self._make(driver().admin.AdminClient, self._of_readers())
+        """Make a client that asks about topics. Raises JobError if the brokers do not let it in."""
+        said: list[KafkaError] = []
+        client = self._make(driver().admin.AdminClient, {**self._of_readers(), "error_cb": said.append})
+        self._be_let_in(client, said)
+        return client
+
+    def _be_let_in(self, client: AdminClient, said: Sequence[KafkaError]) -> None:
+        """Wait for a first answer: to a client without the right to it brokers say nothing, and requests time out."""
+        refusals = {driver().KafkaError._AUTHENTICATION, driver().KafkaError._SSL}
+        answer = client.describe_cluster(request_timeout=_FIRST_ANSWER_SECONDS)
+        while not answer.done():
+            client.poll(0.02)
+            refused = [error for error in said if error.code() in refusals]
+            if refused:
+                text = self.hide(" ".join(refused[0].str().split()))
+                raise JobError(
+                    f"the Kafka brokers at {self.addresses} do not let this job in: {text}. See what settings= says of "
+                    "security.protocol, sasl.* and ssl.*"
+                )
 
     def hide(self, text: str) -> str:
         """Return a text without what is secret in the settings."""
@@ -159,6 +177,11 @@ def code_of(error: BaseException) -> str:
 def may_pass(error: BaseException) -> bool:
     """Whether the same may succeed later: nothing is wrong with what was asked."""
     return code_of(error) not in _REFUSALS
+
+
+def of_no_concern(error: KafkaError) -> bool:
+    """Whether a reader may go on: librdkafka asks for a group's coordinator although nothing is read as a group."""
+    return bool(error.code() == driver().KafkaError.GROUP_AUTHORIZATION_FAILED)
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 from confluent_kafka import Consumer, KafkaError, Message, TopicPartition
-from millstream.connectors.kafka_connection import Brokers, blame_brokers
+from millstream.connectors.kafka_connection import Brokers, blame_brokers, of_no_concern
 from millstream.engine.errors import ExternalError
 
 _MESSAGES_AT_ONCE: Final = 10_000
@@ -21,8 +21,6 @@ _PAUSE: Final = 0.005
 """Seconds for which nothing is fetched after less than so many came: few large batches cost less than many small."""
 _MOST_QUEUED: Final = 8 << 20
 """Bytes of values that wait for a reader before its partition is no longer fetched."""
-_OF_NO_CONCERN: Final = (KafkaError.GROUP_AUTHORIZATION_FAILED,)
-"""The client looks for the coordinator of its group, but nothing is read by way of a group."""
 _ERROR: Final = Message.error
 _PARTITION: Final = Message.partition
 _TOPIC: Final = Message.topic
@@ -219,7 +217,7 @@ class SharedConsumer:
         if error.code() == KafkaError._PARTITION_EOF:
             if queue is not None:
                 queue.put_event(reached=offset_of(message))
-        elif error.code() in _OF_NO_CONCERN or (error.retriable() and not error.fatal()):
+        elif of_no_concern(error) or (error.retriable() and not error.fatal()):
             return
         elif queue is not None:
             queue.put_event(error=error)

@@ -13,7 +13,7 @@ from hashlib import blake2s
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
-from millstream.connectors.kafka_connection import Brokers, code_of, driver
+from millstream.connectors.kafka_connection import Brokers, code_of, driver, of_no_concern
 from millstream.connectors.kafka_sending import timed_out
 from millstream.connectors.outbox_marker import Marker, Publisher
 from millstream.engine.errors import JobError
@@ -169,6 +169,8 @@ class Progress:
                     found[message.key()] = record
                 if message.key() == self._key:
                     self._from = message.offset()
+            elif of_no_concern(error):
+                continue
             elif error.code() != kafka.KafkaError._PARTITION_EOF:
                 raise kafka.KafkaException(error)
             elif message.offset() >= self._end(consumer):

@@ -25,7 +25,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -109,13 +109,22 @@ class Broker:
         address: what clients connect to, ``127.0.0.1:PORT``; the same after a restart.
         port: the one it listens on.
         folder: its data, settings and log; removed at the end.
+        client: what the clients made here need besides its address.
     """
 
-    def __init__(self, settings: Mapping[str, object] | None = None) -> None:
+    def __init__(self, settings: Mapping[str, object] | None = None, users: Sequence[str] = ()) -> None:
+        """Prepare to start.
+
+        Args:
+            settings: of the broker.
+            users: what ``kafka-storage.sh --add-scram`` takes, for each.
+        """
         self.folder = Path(tempfile.mkdtemp(prefix="millstream-kafka-"))
         self.port, self._controller = free_ports(2)
         self.address = f"127.0.0.1:{self.port}"
+        self.client: dict[str, Any] = {}
         self._settings = dict(settings or {})
+        self._users = users
         self._process: subprocess.Popen[bytes] | None = None
 
     def advertise(self, port: int) -> None:
@@ -129,7 +138,8 @@ class Broker:
         (self.folder / "log4j2.properties").write_text(_LOGGING)
         try:
             cluster = uuid.uuid4().hex[:22]
-            self._java("kafka.tools.StorageTool", "format", "-t", cluster, "-c", str(self._properties)).wait()
+            users = [word for user in self._users for word in ("--add-scram", user)]
+            self._java("kafka.tools.StorageTool", "format", "-t", cluster, "-c", str(self._properties), *users).wait()
             self.start()
         except BaseException:
             self.__exit__(None, None, None)
@@ -199,13 +209,14 @@ class Broker:
         """A new AdminClient; it must be kept until it has answered."""
         from confluent_kafka.admin import AdminClient
 
-        return AdminClient({"bootstrap.servers": self.address, "logger": _silent()})
+        return AdminClient({"bootstrap.servers": self.address, "logger": _silent(), **self.client})
 
     def produce(self, topic: str, *messages: Mapping[str, Any]) -> None:
         """Send messages, each the arguments of ``confluent_kafka.Producer.produce``, and wait for all of them."""
         from confluent_kafka import Producer
 
-        producer = Producer({"bootstrap.servers": self.address, "linger.ms": 5, "logger": _silent()})
+        settings = {"bootstrap.servers": self.address, "linger.ms": 5, "logger": _silent()}
+        producer = Producer({**settings, **self.client})
         failed: list[Any] = []
         for message in messages:
             producer.produce(topic, **message, on_delivery=lambda error, _: failed.append(error) if error else None)
@@ -229,6 +240,7 @@ class Broker:
                 "fetch.wait.max.ms": 10,
                 "isolation.level": "read_committed" if committed else "read_uncommitted",
                 "logger": _silent(),
+                **self.client,
             }
         )
         partitions = consumer.list_topics(topic, 30).topics[topic].partitions
