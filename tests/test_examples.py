@@ -24,7 +24,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]
-SERVED = {"orders.py"}
+SERVED = {"bank.py", "orders.py"}
 """Examples that need servers, and so have a test of their own."""
 EXAMPLES = sorted(path for path in (ROOT / "examples").glob("*.py") if path.name not in SERVED)
 
