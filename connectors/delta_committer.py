@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from urllib.parse import unquote
 
 import pyarrow as pa
-from millstream.connectors.delta_progress import Progress
+from millstream.connectors.delta_progress import Progress, short_digest
 from millstream.connectors.delta_table import blame_table, persistently
 from millstream.connectors.durable import blame_disk, size_of, sync_file, sync_folder
 from millstream.connectors.lake_types import Fit
@@ -52,7 +52,8 @@ class DeltaCommitter(Committer):
         if not committables:
             return
         letter = unpack(committables)
-        letter = Letter(self._fit.cast(settle(letter.rows, self._target.keys)), letter.after)
+        rows = self._fit.cast(settle(letter.rows, self._target.keys))
+        letter = Letter(rows, letter.after, short_digest(letter.digest))
         with blame_table(self._name, f"writing epoch {epoch} to {self._publisher.place}", advice=_ADVICE):
             self._persistently(lambda table: self._publish(table, epoch, letter))
         folder = self._target.place.folder()
@@ -89,12 +90,13 @@ class DeltaCommitter(Committer):
     def _publish(self, table: deltalake.DeltaTable, epoch: int, letter: Letter) -> None:
         progress = self._progress
         marker = progress.read(table)
-        if not self._publisher.must_publish(marker, epoch, letter.after, registered=self._registered):
+        publisher, registered = self._publisher, self._registered
+        if not publisher.must_publish(marker, epoch, letter.after, letter.digest, registered=registered):
             return
         if marker is None or not marker.epoch:
             progress.check_alone(table)
         hit("delta.begun")
-        properties = progress.properties(epoch, rows=True)
+        properties = progress.properties(epoch, letter.digest)
         if self._target.keys:
             _merge(table, letter.rows, self._target.keys, properties)
         else:
@@ -102,7 +104,7 @@ class DeltaCommitter(Committer):
         written = progress.read(table)
         if written is None or written.epoch != epoch:
             # A merge that changes nothing makes no commit.
-            progress.mark(table, epoch, rows=True)
+            progress.mark(table, epoch, letter.digest)
         hit("delta.written")
 
     # -- the disk ---------------------------------------------------------------------------------------------------

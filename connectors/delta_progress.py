@@ -24,6 +24,15 @@ def new_owner() -> str:
     return str(uuid.uuid4().int >> 65)
 
 
+def short_digest(digest: str) -> str:
+    """Return as much of a digest as fits into such a number.
+
+    >>> short_digest("ff" * 16) == str(2**63 - 1)
+    True
+    """
+    return str(int(digest[:16], 16) >> 1)
+
+
 @dataclass(frozen=True, slots=True)
 class Progress:
     """The numbers of one start of a job in a table."""
@@ -37,7 +46,9 @@ class Progress:
         if epoch is None:
             return None
         generation = table.transaction_version(f"{self.key} start") or 0
-        return Marker(epoch, generation, str(table.transaction_version(f"{self.key} owner")))
+        digest = table.transaction_version(f"{self.key} digest")
+        owner = str(table.transaction_version(f"{self.key} owner"))
+        return Marker(epoch, generation, owner, "" if digest is None else str(digest))
 
     def register(self, table: deltalake.DeltaTable) -> bool:
         """Take over from earlier starts of this job: from now on they cannot commit.
@@ -55,7 +66,7 @@ class Progress:
             return False
         if marker is None:
             self.check_alone(table)
-        self.mark(table, marker.epoch if marker is not None else 0, rows=False)
+        self.mark(table, marker.epoch if marker is not None else 0)
         return True
 
     def check_alone(self, table: deltalake.DeltaTable) -> None:
@@ -70,8 +81,8 @@ class Progress:
             "remove the table; to write beside what is there, pass again=True to the sink"
         )
 
-    def properties(self, epoch: int, *, rows: bool) -> Any:
-        """Return what goes into the commit that publishes an epoch, or that only registers."""
+    def properties(self, epoch: int, digest: str = "") -> Any:
+        """Return what goes into the commit that publishes an epoch; without a digest, into one that only registers."""
         from deltalake.transaction import CommitProperties, Transaction
 
         numbers = {
@@ -79,18 +90,18 @@ class Progress:
             f"{self.key} start": self.publisher.context.generation,
             f"{self.key} owner": int(self.publisher.owner),
         }
-        if rows:
-            numbers[self.job] = self._store
+        if digest:
+            numbers |= {f"{self.key} digest": int(digest), self.job: self._store}
         return CommitProperties(app_transactions=[Transaction(name, number) for name, number in numbers.items()])
 
-    def mark(self, table: deltalake.DeltaTable, epoch: int, *, rows: bool) -> None:
-        """Commit the numbers alone."""
+    def mark(self, table: deltalake.DeltaTable, epoch: int, digest: str = "") -> None:
+        """Commit the numbers alone, as ``properties`` returns them."""
         table.create_write_transaction(
             [],
             "append",
             table.schema(),
             partition_by=table.metadata().partition_columns,
-            commit_properties=self.properties(epoch, rows=rows),
+            commit_properties=self.properties(epoch, digest),
         )
 
     @property

@@ -23,7 +23,8 @@ from millstream.engine.store.columns import quote
 _PROGRESS: Final = "millstream_progress"
 _MAKE_PROGRESS: Final = f"""
     CREATE TABLE IF NOT EXISTS {_PROGRESS} (job VARCHAR NOT NULL, job_id VARCHAR NOT NULL, sink_id VARCHAR NOT NULL,
-        target VARCHAR NOT NULL, epoch BIGINT NOT NULL, generation BIGINT NOT NULL, owner VARCHAR NOT NULL)"""
+        target VARCHAR NOT NULL, epoch BIGINT NOT NULL, generation BIGINT NOT NULL, owner VARCHAR NOT NULL,
+        digest VARCHAR DEFAULT '')"""
 _WIDER: Final = {
     "TINYINT": {"SMALLINT", "INTEGER", "BIGINT", "HUGEINT"},
     "SMALLINT": {"INTEGER", "BIGINT", "HUGEINT"},
@@ -90,9 +91,10 @@ class DuckDBCommitter(Committer):
         with opened(self._target.resolved(), self._name, read_only=False, patience=self._target.patience) as connection:
             connection.begin()
             marker = self._read(connection)
-            if self._publisher.must_publish(marker, epoch, letter.after, registered=self._registered):
+            publisher, registered = self._publisher, self._registered
+            if publisher.must_publish(marker, epoch, letter.after, letter.digest, registered=registered):
                 self._write(connection, rows)
-                self._mark(connection, marker, epoch)
+                self._mark(connection, marker, epoch, letter.digest)
                 hit("duckdb.written")
             connection.commit()
         self._registered = True
@@ -153,35 +155,41 @@ class DuckDBCommitter(Committer):
 
     def _register(self, connection: duckdb.DuckDBPyConnection) -> bool:
         connection.execute(_MAKE_PROGRESS)
+        # A table that an earlier version has made has no such column.
+        connection.execute(f"ALTER TABLE {_PROGRESS} ADD COLUMN IF NOT EXISTS digest VARCHAR DEFAULT ''")
         marker = self._read(connection)
         self._publisher.may_start(marker)
         if marker is None and self._context.restored:
             return False
         if marker is None and not self._target.again:
             self._check_alone(connection)
-        self._mark(connection, marker, marker.epoch if marker is not None else 0)
+        self._mark(connection, marker, *((marker.epoch, marker.digest) if marker is not None else (0, "")))
         return True
 
     def _read(self, connection: duckdb.DuckDBPyConnection) -> Marker | None:
         row = connection.execute(
-            f"SELECT epoch, generation, owner FROM {_PROGRESS} WHERE job_id = ? AND sink_id = ?",  # noqa: S608
-            [self._context.job_id, self._context.sink_id],
+            f"SELECT epoch, generation, owner, digest FROM {_PROGRESS} WHERE job_id = ? AND sink_id = ?",  # noqa: S608
+            self._key,
         ).fetchone()
         return None if row is None else Marker(*row)
 
-    def _mark(self, connection: duckdb.DuckDBPyConnection, marker: Marker | None, epoch: int) -> None:
+    def _mark(self, connection: duckdb.DuckDBPyConnection, marker: Marker | None, epoch: int, digest: str) -> None:
         context, owner = self._context, self._publisher.owner
         if marker is not None:
-            changed = "SET epoch = ?, generation = ?, owner = ?"
+            changed = "SET epoch = ?, generation = ?, owner = ?, digest = ?"
             connection.execute(
                 f"UPDATE {_PROGRESS} {changed} WHERE job_id = ? AND sink_id = ?",
-                [epoch, context.generation, owner, context.job_id, context.sink_id],
+                [epoch, context.generation, owner, digest, *self._key],
             )
             return
         connection.execute(
-            f"INSERT INTO {_PROGRESS} VALUES (?, ?, ?, ?, ?, ?, ?)",  # noqa: S608
-            [context.job, context.job_id, context.sink_id, self._target.table, epoch, context.generation, owner],
+            f"INSERT INTO {_PROGRESS} VALUES (?, ?, ?, ?, ?, ?, ?, ?)",  # noqa: S608
+            [context.job, *self._key, self._target.table, epoch, context.generation, owner, digest],
         )
+
+    @property
+    def _key(self) -> list[str]:
+        return [self._context.job_id, self._context.sink_id]
 
     def _check_alone(self, connection: duckdb.DuckDBPyConnection) -> None:
         """Refuse a job that starts anew beside what it has written from another store."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -55,7 +56,7 @@ class IcebergCommitter(Committer):
         if not committables:
             return
         letter = unpack(committables)
-        letter = Letter(self._fit.cast(letter.rows), letter.after)
+        letter = replace(letter, rows=self._fit.cast(letter.rows))
         with blame_catalog(self._name, f"writing epoch {epoch} to {self._publisher.place}", advice=_ADVICE):
             self._persistently(lambda table: self._publish(table, epoch, letter))
         self._registered = True
@@ -82,26 +83,29 @@ class IcebergCommitter(Committer):
             return
         if marker is None:
             self._check_alone(table)
-        self._write(table, self._fit.columns.empty_table(), marker.epoch if marker is not None else 0)
+        last = (marker.epoch, marker.digest) if marker is not None else (0, "")
+        self._write(table, self._fit.columns.empty_table(), *last)
         self._registered = True
 
     def _publish(self, table: Table, epoch: int, letter: Letter) -> None:
         marker = self._read(table)
-        if not self._publisher.must_publish(marker, epoch, letter.after, registered=self._registered):
+        publisher, registered = self._publisher, self._registered
+        if not publisher.must_publish(marker, epoch, letter.after, letter.digest, registered=registered):
             return
         if marker is None or not marker.epoch:
             self._check_alone(table)
         hit("iceberg.begun")
-        self._write(table, letter.rows, epoch)
+        self._write(table, letter.rows, epoch, letter.digest)
         hit("iceberg.written")
 
-    def _write(self, table: Table, rows: pa.Table, epoch: int) -> None:
+    def _write(self, table: Table, rows: pa.Table, epoch: int, digest: str) -> None:
         """Add a snapshot with rows, perhaps none, and the marker."""
         context = self._publisher.context
         marker = {
             "epoch": epoch,
             "generation": context.generation,
             "owner": self._publisher.owner,
+            "digest": digest,
             "sequence": table.last_sequence_number + 1,
         }
         properties = {self._key: json.dumps(marker)}
@@ -120,7 +124,10 @@ class IcebergCommitter(Committer):
         if text is None:
             return None
         marker = json.loads(text)
-        return Marker(self._epoch_of(table, marker), marker["generation"], marker["owner"])
+        epoch = self._epoch_of(table, marker)
+        # Of a version without digests, or of another epoch than that of the snapshot the table was rolled back to.
+        digest = marker.get("digest", "") if epoch == marker["epoch"] else ""
+        return Marker(epoch, marker["generation"], marker["owner"], digest)
 
     def _epoch_of(self, table: Table, marker: Mapping[str, Any]) -> int:
         """Return the epoch that the current snapshot has: less than the marker's if the table was rolled back."""

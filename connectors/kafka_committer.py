@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from hashlib import blake2b
 from typing import Any, Final
 
 import numpy as np
@@ -23,7 +22,6 @@ from millstream.connectors.kafka_progress import Progress, Record
 from millstream.connectors.kafka_sending import send, timed_out
 from millstream.connectors.outbox import Sent, settle, unpack
 from millstream.connectors.outbox_marker import Publisher
-from millstream.engine.errors import JobError
 from millstream.engine.failpoints import hit
 from millstream.engine.sink import Committable, Committer
 
@@ -92,10 +90,7 @@ class KafkaCommitter(Committer):
             return
         letter = unpack(committables)
         keys = (KEY,) if self._target.upsert else ()
-        digest = blake2b(digest_size=16)
-        for committable in committables:
-            digest.update(committable.payload["arrow"])
-        whole = _Epoch(epoch, letter.after, settle(letter.rows, keys).combine_chunks(), digest.hexdigest())
+        whole = _Epoch(epoch, letter.after, settle(letter.rows, keys).combine_chunks(), letter.digest)
         doing = f"sending epoch {epoch} to topic {self._target.topic!r}"
         with blame_brokers(self._name, doing, self._target.brokers, advice=_ADVICE):
             while not self._persistently(lambda: self._publish(whole)):
@@ -135,13 +130,14 @@ class KafkaCommitter(Committer):
         producer = self._producers.take()
         record = self._progress.read()
         marker = None if record is None else record.marker
-        if not self._publisher.must_publish(marker, epoch.number, epoch.after, registered=self._registered):
-            self._check_same(record, epoch)
-            return True
+        publisher, number, digest = self._publisher, epoch.number, epoch.digest
+        missing = publisher.must_publish(marker, number, epoch.after, digest, registered=self._registered)
         start = 0
         if record is not None and record.part:
-            self._check_same(record, epoch)
+            publisher.check_same(record.furthest, number, digest)
             start = record.messages
+        if not missing:
+            return True
         end = self._end(epoch.messages, start)
         last = bool(end == epoch.messages.num_rows)
         done = self._done(record, epoch, end, last)
@@ -163,16 +159,6 @@ class KafkaCommitter(Committer):
             return self._progress.record(epoch.number, digest=epoch.digest, messages=end)
         before = 0 if record is None else record.epoch
         return self._progress.record(before, digest=epoch.digest, part=epoch.number, messages=end)
-
-    def _check_same(self, record: Record | None, epoch: _Epoch) -> None:
-        """Raise unless what is there is (a part of) this epoch as it stands in the checkpoint."""
-        assert record is not None, "a sink without a marker has published nothing"
-        if (record.part or record.epoch) != epoch.number or record.digest != epoch.digest:
-            raise JobError(
-                f"{self._name}: topic {self._target.topic!r} has other messages of epoch {record.part or record.epoch} "
-                "than the checkpoint store: a copy of the store has been run, and went on differently. Go on with that "
-                "one, or start with a new store and empty topics"
-            )
 
     # -- messages ------------------------------------------------------------------------------------------------
 

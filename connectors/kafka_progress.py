@@ -52,12 +52,12 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def marker(self) -> Marker:
         """What there is to decide by."""
-        return Marker(self.epoch, self.generation, self.owner)
+        return Marker(self.epoch, self.generation, self.owner, "" if self.part else self.digest)
 
     @property
     def furthest(self) -> Marker:
         """As ``marker``, with an epoch of which a part is published."""
-        return Marker(max(self.epoch, self.part), self.generation, self.owner)
+        return Marker(max(self.epoch, self.part), self.generation, self.owner, self.digest)
 
 
 def progress_name(job: str, target: str) -> str:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from typing import Final
 
 import pyarrow as pa
@@ -90,10 +91,12 @@ class Letter:
     Attributes:
         rows: in the order in which they were written; of a changelog with a last column ``WEIGHT``.
         after: the last epoch with rows before the first of them; 0: none.
+        digest: of the bytes that wait in the checkpoint. Another copy of the store has others, from its own writers.
     """
 
     rows: pa.Table
     after: int
+    digest: str
 
 
 def pack(rows: pa.Table, after: int) -> list[Committable]:
@@ -118,7 +121,10 @@ def pack(rows: pa.Table, after: int) -> list[Committable]:
 def unpack(committables: Sequence[Committable]) -> Letter:
     """Undo ``pack``, for those of all writers together."""
     tables = [pa.ipc.open_stream(c.payload["arrow"]).read_all() for c in committables]
-    return Letter(pa.concat_tables(tables), min(int(c.payload["after"]) for c in committables))
+    digest = blake2b(digest_size=16)
+    for committable in committables:
+        digest.update(committable.payload["arrow"])
+    return Letter(pa.concat_tables(tables), min(int(c.payload["after"]) for c in committables), digest.hexdigest())
 
 
 def settle(rows: pa.Table, keys: Sequence[str]) -> pa.Table:

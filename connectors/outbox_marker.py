@@ -20,11 +20,13 @@ class Marker:
         epoch: the last one published; 0: none yet.
         generation: the start of the job that has registered last.
         owner: a token of that start; a copy of the store may have started with the same number.
+        digest: of what was published of the epoch; empty: nothing was, or by a version that did not write digests.
     """
 
     epoch: int
     generation: int
     owner: str
+    digest: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,15 +63,16 @@ class Publisher:
                 "too. Stop the other one, or put the newer store back"
             )
 
-    def must_publish(self, marker: Marker | None, epoch: int, after: int, *, registered: bool) -> bool:
+    def must_publish(self, marker: Marker | None, epoch: int, after: int, digest: str, *, registered: bool) -> bool:
         """Whether an epoch is still to be published, given the marker found then.
 
         Args:
             after: the last epoch with rows before this one, which is the one that the marker must have then.
+            digest: of what the checkpoint has of this epoch.
             registered: there was a marker when this start began.
 
         Raises:
-            JobError: another start has taken over, or the destination lacks something it had.
+            JobError: another start has taken over, or the destination lacks something it had, or has another epoch.
         """
         if marker is None:
             if registered:
@@ -87,6 +90,7 @@ class Publisher:
                 "only one of them run"
             )
         if marker.epoch >= epoch:
+            self.check_same(marker, epoch, digest)
             return False
         if marker.epoch < after:
             raise JobError(self._lost(f"only epoch {marker.epoch}", after))
@@ -98,6 +102,19 @@ class Publisher:
                 "with a new store and an empty destination"
             )
         return True
+
+    def check_same(self, marker: Marker, epoch: int, digest: str) -> None:
+        """Raise JobError unless what the marker counts is this epoch as it stands in the checkpoint.
+
+        Two copies of a store that both go on commit epochs of the same number, each from what it has read by then.
+        """
+        if marker.epoch == epoch and marker.digest in ("", digest):
+            return
+        raise JobError(
+            f"{self.name}: {self.place} has other rows of epoch {marker.epoch} than the checkpoint store: a copy of "
+            "the store has been run, and went on differently. Go on with that one, or start with a new store and an "
+            "empty destination"
+        )
 
     def _lost(self, found: str, expected: int) -> str:
         return (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import pyarrow as pa
@@ -94,9 +94,9 @@ class PostgresCommitter(Committer):
         if not committables:
             return
         letter = unpack(committables)
-        rows = settle(letter.rows, self._target.keys)
+        letter = replace(letter, rows=settle(letter.rows, self._target.keys))
         with blame_server(self._name, f"writing epoch {epoch} to {self._progress.place}", advice=_ADVICE):
-            self._persistently(lambda connection: self._publish(connection, epoch, Letter(rows, letter.after)))
+            self._persistently(lambda connection: self._publish(connection, epoch, letter))
         self._registered = True
         self._sent.note(epoch)
         hit("postgres.visible")
@@ -143,12 +143,12 @@ class PostgresCommitter(Committer):
 
     def _publish(self, connection: psycopg.Connection[Any], epoch: int, letter: Letter) -> None:
         marker = self._progress.read(connection, lock=True)
-        publisher = self._progress.publisher
-        if not publisher.must_publish(marker, epoch, letter.after, registered=self._registered):
+        publisher, registered = self._progress.publisher, self._registered
+        if not publisher.must_publish(marker, epoch, letter.after, letter.digest, registered=registered):
             return
         hit("postgres.begun")
         self._write(connection, letter.rows)
-        self._progress.publish(connection, marker, epoch)
+        self._progress.publish(connection, marker, epoch, letter.digest)
         hit("postgres.written")
 
     def _write(self, connection: psycopg.Connection[Any], rows: pa.Table) -> None:
@@ -175,5 +175,6 @@ class PostgresCommitter(Committer):
 
 _RIGHTS: Final = (
     "The role needs CONNECT, TEMPORARY and, once, CREATE for the table {0}; or make that table for it and grant "
-    "SELECT, INSERT, UPDATE and DELETE on it"
+    "SELECT, INSERT, UPDATE and DELETE on it. One that an earlier version has made needs, once: ALTER TABLE {0} ADD "
+    "COLUMN digest text NOT NULL DEFAULT ''"
 )

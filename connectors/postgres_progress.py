@@ -18,6 +18,7 @@ _SETTINGS: Final = b"""
            set_config('idle_in_transaction_session_timeout', '60s', true),
            CASE current_setting('synchronous_commit')
                WHEN 'off' THEN set_config('synchronous_commit', 'on', true) END"""
+_DIGEST: Final = "digest text NOT NULL DEFAULT ''"
 _LOCK_PLACE: Final = b"SELECT pg_advisory_xact_lock(hashtextextended('millstream ' || %s, 0))"
 _END_OTHERS: Final = b"""
     SELECT pg_terminate_backend(pid) FROM pg_stat_activity
@@ -41,23 +42,32 @@ class Progress:
     """The target table's name, as the server has found it."""
 
     def make(self, connection: psycopg.Connection[Any]) -> None:
-        """Make the progress table if it is not there; this needs the right to do so only then."""
-        found = connection.execute(b"SELECT to_regclass(%s) IS NOT NULL", [quoted_table(self.table)]).fetchone()
-        if found == (True,):
+        """Make the progress table if it is not there, or its column digest; this needs the right to do so only then."""
+        if self._has_digests(connection):
             return
         # Two jobs may start at the same time, and IF NOT EXISTS alone then fails one of them.
         connection.execute(_LOCK_PLACE, [self.table])
         columns = (
             "job text NOT NULL, job_id text, sink_id text, target text NOT NULL, epoch bigint NOT NULL, generation "
-            "bigint NOT NULL, owner text NOT NULL, changed_at timestamp with time zone NOT NULL DEFAULT now(), PRIMARY "
-            "KEY (job_id, sink_id)"
+            "bigint NOT NULL, owner text NOT NULL, changed_at timestamp with time zone NOT NULL DEFAULT now(), "
+            f"{_DIGEST}, PRIMARY KEY (job_id, sink_id)"
         )
         connection.execute(f"CREATE TABLE IF NOT EXISTS {quoted_table(self.table)} ({columns})".encode())
+        if not self._has_digests(connection):
+            connection.execute(f"ALTER TABLE {quoted_table(self.table)} ADD COLUMN {_DIGEST}".encode())
+
+    def _has_digests(self, connection: psycopg.Connection[Any]) -> bool:
+        found = connection.execute(
+            b"SELECT FROM pg_attribute WHERE attrelid = to_regclass(%s) AND attname = 'digest' AND NOT attisdropped",
+            [quoted_table(self.table)],
+        )
+        return found.fetchone() is not None
 
     def read(self, connection: psycopg.Connection[Any], *, lock: bool) -> Marker | None:
         """Return this sink's marker, locked until the transaction ends if asked for."""
         row = connection.execute(
-            self._sql("SELECT epoch, generation, owner FROM {} WHERE job_id = %s AND sink_id = %s", lock), self._key
+            self._sql("SELECT epoch, generation, owner, digest FROM {} WHERE job_id = %s AND sink_id = %s", lock),
+            self._key,
         ).fetchone()
         return None if row is None else Marker(*row)
 
@@ -77,37 +87,37 @@ class Progress:
         marker = self.read(connection, lock=True)
         self.publisher.may_start(marker)
         if marker is not None:
-            self._write(connection, marker.epoch)
+            self._write(connection, marker.epoch, marker.digest)
             return True
         if context.restored:
             # There should be one. If rows have been published that will be found, and must not be hidden now.
             return False
         if not again:
             self._check_alone(connection)
-        self.publish(connection, None, 0)
+        self.publish(connection, None, 0, "")
         return True
 
-    def publish(self, connection: psycopg.Connection[Any], marker: Marker | None, epoch: int) -> None:
+    def publish(self, connection: psycopg.Connection[Any], marker: Marker | None, epoch: int, digest: str) -> None:
         """Write down that an epoch is published, in the transaction that publishes it."""
         if marker is not None:
-            self._write(connection, epoch)
+            self._write(connection, epoch, digest)
             return
         context = self.publisher.context
         connection.execute(
             self._sql(
-                "INSERT INTO {} (job, job_id, sink_id, target, epoch, generation, owner) VALUES (%s, %s, %s, %s, %s, "
-                "%s, %s)"
+                "INSERT INTO {} (job, job_id, sink_id, target, epoch, generation, owner, digest) VALUES (%s, %s, %s, "
+                "%s, %s, %s, %s, %s)"
             ),
-            [context.job, *self._key, self.place, epoch, context.generation, self.publisher.owner],
+            [context.job, *self._key, self.place, epoch, context.generation, self.publisher.owner, digest],
         )
 
-    def _write(self, connection: psycopg.Connection[Any], epoch: int) -> None:
+    def _write(self, connection: psycopg.Connection[Any], epoch: int, digest: str) -> None:
         connection.execute(
             self._sql(
-                "UPDATE {} SET epoch = %s, generation = %s, owner = %s, target = %s, changed_at = now() "
+                "UPDATE {} SET epoch = %s, generation = %s, owner = %s, target = %s, digest = %s, changed_at = now() "
                 "WHERE job_id = %s AND sink_id = %s"
             ),
-            [epoch, self.publisher.context.generation, self.publisher.owner, self.place, *self._key],
+            [epoch, self.publisher.context.generation, self.publisher.owner, self.place, digest, *self._key],
         )
 
     def _check_alone(self, connection: psycopg.Connection[Any]) -> None:

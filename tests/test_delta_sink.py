@@ -293,15 +293,15 @@ def test_of_two_that_have_read_the_same_marker_one_commits(tmp_path: Path) -> No
     progress = Progress(Publisher("t", "t", SinkContext("shop", "j1", "s1", 1, 0, 1), new_owner()), False)
     one, two, three, four = (table_of(path) for _ in range(4))
     rows = pa.table({"id": [1], "name": ["x"]})
-    deltalake.write_deltalake(one, rows, mode="append", commit_properties=progress.properties(2, rows=True))
+    deltalake.write_deltalake(one, rows, mode="append", commit_properties=progress.properties(2, "7"))
     with pytest.raises(deltalake.exceptions.CommitFailedError, match="Concurrent transaction"):
-        deltalake.write_deltalake(two, rows, mode="append", commit_properties=progress.properties(2, rows=True))
+        deltalake.write_deltalake(two, rows, mode="append", commit_properties=progress.properties(2, "7"))
     with pytest.raises(deltalake.exceptions.CommitFailedError, match="concurrent transactions added new data"):
         three.merge(
-            rows, "s.id = t.id", source_alias="s", target_alias="t", commit_properties=progress.properties(2, rows=True)
+            rows, "s.id = t.id", source_alias="s", target_alias="t", commit_properties=progress.properties(2, "7")
         ).when_matched_update_all().execute()
     with pytest.raises(deltalake.exceptions.CommitFailedError, match="Concurrent transaction"):
-        progress.mark(four, 2, rows=True)
+        progress.mark(four, 2, "7")
 
 
 def test_a_file_that_a_power_cut_took_is_noticed(tmp_path: Path) -> None:

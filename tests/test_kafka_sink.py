@@ -251,7 +251,7 @@ def test_a_copy_of_the_store_that_went_on_differently_is_refused(kafka: Broker) 
     sink = ms.kafka_sink(kafka.address, kafka.create("t"))
     write(sink, [ROWS])
     committer = sink.committer(ROWS.schema, context(2, restored=1))
-    with pytest.raises(JobError, match=r"has other messages of epoch 1 than the checkpoint store"):
+    with pytest.raises(JobError, match=r"has other rows of epoch 1 than the checkpoint store"):
         committer.commit(1, prepared(sink, context(2), 1, ROWS.slice(3)))
     committer.close()
 

@@ -78,23 +78,25 @@ class NextWithoutTheLast(KafkaCommitter):
             return True
 
 
-def _any_later(self: Publisher, marker: Marker | None, epoch: int, after: int, *, registered: bool) -> bool:
+def _any_later(
+    self: Publisher, marker: Marker | None, epoch: int, after: int, digest: str, *, registered: bool
+) -> bool:
     """As ``Publisher.must_publish``, without the rule that epochs follow each other."""
     return marker is None or marker.epoch < epoch
 
 
-def _any_gap(self: Publisher, marker: Marker | None, epoch: int, after: int, *, registered: bool) -> bool:
+def _any_gap(self: Publisher, marker: Marker | None, epoch: int, after: int, digest: str, *, registered: bool) -> bool:
     """As ``Publisher.must_publish``, but another copy of the store may have published what this one does not know."""
     if marker is not None and after < marker.epoch < epoch:
         after = marker.epoch
-    return _must_publish(self, marker, epoch, after, registered=registered)
+    return _must_publish(self, marker, epoch, after, digest, registered=registered)
 
 
 _must_publish: Final = Publisher.must_publish
 
 
-def _any_digest(self: KafkaCommitter, record: Record | None, epoch: Any) -> None:
-    """As ``KafkaCommitter._check_same``: what is there of an epoch is taken for what the checkpoint has of it."""
+def _any_digest(self: Publisher, marker: Marker, epoch: int, digest: str) -> None:
+    """As ``Publisher.check_same``: what is there of an epoch is taken for what the checkpoint has of it."""
 
 
 def _first_end(self: Progress, consumer: Any) -> int:
@@ -141,6 +143,6 @@ MUTATIONS: Final = {
     "marker read before it is committed": Mutation({"kafka_model.clients.ModelConsumer._fetch": _uncommitted}),
     "marker not read to the end": Mutation({f"{_CONNECTORS}kafka_progress.Progress._end": _first_end}),
     "a gap let through": Mutation({f"{_CONNECTORS}outbox_marker.Publisher.must_publish": _any_gap}),
-    "other messages let through": Mutation({f"{_CONNECTORS}kafka_committer.KafkaCommitter._check_same": _any_digest}),
+    "other messages let through": Mutation({f"{_CONNECTORS}outbox_marker.Publisher.check_same": _any_digest}),
     "marker in a group's offset": Mutation({f"{_CONNECTORS}kafka_sink.Progress": MarkerOfGroup}),
 }
