@@ -77,14 +77,23 @@ class PaneAggregateOperator(WindowAggregateOperator):
         if not len(slots):
             return
         made = [self._merged(number, slots, groups, len(keys)) for number in range(len(self._accumulators))]
-        for first in range(0, len(keys), MAX_ROWS):
-            rows = np.arange(first, min(first + MAX_ROWS, len(keys)))
+        there = self._with_rows(slots, groups, len(keys))
+        for first in range(0, len(there), MAX_ROWS):
+            rows = there[first : first + MAX_ROWS]
             values = [accumulator.result(rows) for accumulator in made]
             self._emit(keys.keys(rows), np.full(len(rows), start), np.full(len(rows), end), values, out)
         newest = np.empty(len(keys), np.int64)
         newest[groups] = slots
         self._fired[newest] = end
         self._changes.changed[newest] = True
+
+    def _with_rows(self, slots: Ints, groups: Ints, count: int) -> Ints:
+        """Return which of groups 0..count-1 have any row: of a changelog all may have been taken back."""
+        if not self._weighted:
+            return np.arange(count)
+        rows = np.zeros(count, np.int64)
+        np.add.at(rows, groups, self._rows[slots])
+        return np.flatnonzero(rows > 0)
 
     def _groups(self, slots: Ints) -> tuple[KeyIndex, Ints]:
         """Number the keys of slots, in order; return them, and the number of each slot."""
@@ -93,7 +102,7 @@ class PaneAggregateOperator(WindowAggregateOperator):
 
     def _more_state(self, slots: Ints) -> list[pa.Array]:
         fired = self._fired[slots]
-        return [fixed_array(fired, fired > START_OF_TIME, TIME_TYPE)]
+        return [*super()._more_state(slots), fixed_array(fired, fired > START_OF_TIME, TIME_TYPE)]
 
     def _load(self, batch: pa.RecordBatch, slots: Ints) -> None:
         fired, valid = event_times(batch.column(len(self._table.schema) - 1))

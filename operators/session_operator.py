@@ -25,7 +25,7 @@ _NONE = np.empty(0, np.int64)
 
 
 @kernel
-def _chain(groups: Any, firsts: Any, lasts: Any, gap: int, out: Any) -> int:
+def chain(groups: Any, firsts: Any, lasts: Any, gap: int, out: Any) -> int:
     """Number the sessions that stretches of time, ordered by group and first time, make together."""
     number = -1
     last = 0
@@ -38,14 +38,15 @@ def _chain(groups: Any, firsts: Any, lasts: Any, gap: int, out: Any) -> int:
     return number + 1
 
 
-class _OpenSessions(OpenWindows):
-    """Which slots are sessions that are open; they have no windows in common."""
+class OpenSlots(OpenWindows):
+    """Which slots are open; they have no windows in common."""
 
     def __init__(self) -> None:
         super().__init__()
         self._alive: Bools = np.empty(0, np.bool_)
 
     def add(self, first: int, starts: Ints) -> None:
+        """As ``OpenWindows.add``."""
         end = first + len(starts)
         if end > len(self._alive):
             self._alive = resized(self._alive, max(2 * len(self._alive), end), fill=False)
@@ -53,13 +54,16 @@ class _OpenSessions(OpenWindows):
         self.count += len(starts)
 
     def remove(self, slots: Ints) -> None:
+        """Slots, all different, are open no more."""
         self._alive[slots] = False
         self.count -= len(slots)
 
     def alive(self, slots: int) -> Bools:
+        """As ``OpenWindows.alive``."""
         return resized(self._alive, slots, fill=False)
 
     def move(self, moved: Ints) -> None:
+        """As ``OpenWindows.move``."""
         kept = int((moved >= 0).sum())
         self._alive = np.ones(kept, np.bool_)
 
@@ -74,7 +78,7 @@ class SessionOperator(WindowAggregateOperator):
     def __init__(self, spec: WindowAggregate, window: SessionWindow, schema: pa.Schema) -> None:
         super().__init__(spec, schema)
         self._gap = window.gap
-        self._open: _OpenSessions = _OpenSessions()
+        self._open: OpenSlots = OpenSlots()
         self._next = 0
         self._earliest = END_OF_TIME  # no open session had its last row before
         self._groups = KeyIndex(self._index.types[:-1])
@@ -94,7 +98,7 @@ class SessionOperator(WindowAggregateOperator):
         groups = self._groups.slots([batch.column(key) for key in self._keys], batch.num_rows)
         order = np.lexsort((times, groups))
         numbers = np.empty(len(order), np.int64)
-        count = _chain(groups[order], times[order], times[order], self._gap, numbers)
+        count = chain(groups[order], times[order], times[order], self._gap, numbers)
         starts = np.searchsorted(numbers, np.arange(count + 1))
         of_group, firsts, lasts = groups[order][starts[:-1]], times[order][starts[:-1]], times[order][starts[1:] - 1]
         stretch = np.empty(len(order), np.int64)
@@ -114,7 +118,7 @@ class SessionOperator(WindowAggregateOperator):
         all_lasts = np.concatenate([self._last[held], lasts])
         order = np.lexsort((all_firsts, all_groups))
         numbers = np.empty(len(order), np.int64)
-        count = _chain(all_groups[order], all_firsts[order], all_lasts[order], self._gap, numbers)
+        count = chain(all_groups[order], all_firsts[order], all_lasts[order], self._gap, numbers)
         session = np.empty(len(order), np.int64)
         session[order] = numbers
         slot_of = np.full(count, END_OF_TIME)

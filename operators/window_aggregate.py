@@ -45,8 +45,10 @@ class WindowAggregate(OperatorSpec):
     Where windows overlap, a row that is late for some of its windows counts in the others, and is late only if all
     of them have fired.
 
-    The input may be a changelog, if windows do not overlap: a window's result is that of the rows that are there when
-    it fires, and there is none without any. Changes of a window that has fired are late, with their weights.
+    The input may be a changelog: a window's result is that of the rows that are there when it fires, and there is none
+    without any. A change is late, with its weight, when a row of its time would be. So a row that is taken back may
+    shorten a session, or leave two of it, until a session of that row alone would have fired; what is left that should
+    have fired by then does so when time goes on.
 
     Windows of processing time fire when the clock has reached their end. A row is in the windows of the moment at which
     it is processed, so that none is late, and there is no port ``late``. A clock that is found set back after a restart
@@ -153,25 +155,29 @@ class WindowAggregate(OperatorSpec):
         If windows share panes, a row per key and pane, with its start, and at last up to which end windows have fired.
         A session has a number instead of a start, and at last the times of its first and last row.
 
-        Of a changelog there is how many rows a group has. If results are shown that may change, there is at last the
-        one shown, and whether there is one.
+        Of a changelog there is how many rows a group has, after what each aggregate keeps. Of sessions there is then a
+        row per key and moment, and at last what was closed when it changed.
+
+        If results are shown that may change, there is at last the one shown, and whether there is one.
 
         An aggregate that keeps items has a table for them, named after its column.
         """
         (schema,) = inputs
-        piece, more = self._piece()
+        piece, more = self._piece(is_changelog(schema))
         if is_changelog(schema):
-            more = [pa.field("rows", pa.int64())]
+            more = [pa.field("rows", pa.int64()), *more]
         if self.updates is not None:
             results = [pa.field(f"shown_{name}", aggregate.type_in(schema)) for name, aggregate in self.aggregates]
             more = [*more, pa.field("shown", pa.bool_()), *results]
         group = [*(pa.field(key, plain_type(schema.field(key).type)) for key in self.keys), piece]
         return aggregate_tables(STATE, group, len(self.keys), self.aggregates, schema, more)
 
-    def _piece(self) -> tuple[pa.Field, list[pa.Field]]:
+    def _piece(self, changes: bool) -> tuple[pa.Field, list[pa.Field]]:
         """Return the column of state that names a piece of time of a key, and those that come last."""
         if isinstance(self.window, PanedWindow):
             return pa.field("pane_start", TIME_TYPE), [pa.field("fired", TIME_TYPE)]
+        if isinstance(self.window, SessionWindow) and changes:
+            return pa.field("moment", TIME_TYPE), [pa.field("closed", TIME_TYPE)]
         if isinstance(self.window, SessionWindow):
             return pa.field("session", pa.int64()), [pa.field(name, TIME_TYPE) for name in ("first", "last")]
         return pa.field(WINDOW_START, TIME_TYPE), []
@@ -185,8 +191,8 @@ class WindowAggregate(OperatorSpec):
 
     @property
     def takes_changelog(self) -> bool:
-        """Windows that do not overlap, of event time, take rows out of their groups again while they are open."""
-        return isinstance(self.window, OneWindow) and self.time is not None
+        """Windows of event time take rows out again while they are open; by the clock they are elsewhere by then."""
+        return self.time is not None
 
     @property
     def uses_event_time(self) -> bool:
@@ -200,6 +206,10 @@ class WindowAggregate(OperatorSpec):
 
             return PaneAggregateOperator(self, self.window, inputs[0])
         if isinstance(self.window, SessionWindow):
+            if is_changelog(inputs[0]):
+                from millstream.operators.changing_session_operator import ChangingSessionOperator
+
+                return ChangingSessionOperator(self, self.window, inputs[0])
             from millstream.operators.session_operator import SessionOperator
 
             return SessionOperator(self, self.window, inputs[0])

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from millstream.engine.errors import JobError
 from millstream.engine.time import Duration, micros, show_duration
 from millstream.operators.count_window import CountWindow
-from millstream.operators.windows import ClockWindow, OneWindow, Window
+from millstream.operators.windows import ClockWindow, Window
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +59,11 @@ def check_stream(window: object, *, changes: bool, timed: bool) -> None:
         changes: whether it is a changelog.
         timed: whether it has event time.
     """
-    if changes and isinstance(window, (Window, ClockWindow, CountWindow)) and not isinstance(window, OneWindow):
+    if changes and isinstance(window, (ClockWindow, CountWindow)):
         raise JobError(
-            "window(): the stream is a changelog, whose rows may be taken back, and of all windows only ms.tumbling() "
-            "of event time gives rows back; or window the rows before they are made a changelog"
+            "window(): the stream is a changelog, whose rows may be taken back, and only windows of event time give "
+            "rows back: by the clock, or counted, a row is in another window by then. Leave time='processing' out; or "
+            "window the rows before they are made a changelog"
         )
     if isinstance(window, Window) and not timed:
         if changes:

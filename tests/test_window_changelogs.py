@@ -172,14 +172,8 @@ def test_the_last_state_of_each_order_counts_in_its_hour(seed: int, tmp_path: Pa
 def test_what_does_not_take_changelogs_says_what_to_do() -> None:
     stream = ms.Job("j").read(ms.memory_source(orders()), event_time="at")
     last = stream.deduplicate("order", keep="last")
-    for window in (
-        ms.sliding("1h", "10m"),
-        ms.session("5m"),
-        ms.cumulating("1h", "10m"),
-        ms.count_window(3),
-        ms.tumbling("1h", time="processing"),
-    ):
-        with pytest.raises(JobError, match=r"of all windows only ms.tumbling\(\) of event time gives rows back"):
+    for window in (ms.count_window(3), ms.tumbling("1h", time="processing"), ms.session("1h", time="processing")):
+        with pytest.raises(JobError, match=r"changelog.*only windows of event time give rows back.*Leave time="):
             last.window(window).agg(n=ms.count())
     with pytest.raises(JobError, match=r"does not take a changelog.*put .changes"):
         last.window(ms.tumbling("1h")).top(2, by="state")
