@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from millstream.engine.changelog import is_changelog
 from millstream.engine.errors import JobError, SchemaError
 from millstream.engine.expression import Expr
 from millstream.engine.graph import Edge, Graph
@@ -19,7 +20,16 @@ class DeduplicatedStream(Stream):
 
     @property
     def duplicates(self) -> Stream:
-        """The rows whose key was there before, as they came."""
+        """The rows whose key was there before, as they came.
+
+        Raises:
+            JobError: the stream is a changelog, in which a duplicate becomes the first row when that is taken back.
+        """
+        if self.is_changelog:
+            raise JobError(
+                "deduplicate() of a changelog has no .duplicates: a row is one only until those before it are taken "
+                "back. For duplicates among changes put .changes() before it"
+            )
         return self._beside("duplicates")
 
     @property
@@ -42,7 +52,15 @@ class DeduplicatedStream(Stream):
 def first_of(
     graph: Graph, edge: Edge, time: Expr | None, keys: tuple[str, ...], within: Duration | None, name: str | None
 ) -> DeduplicatedStream:
-    """Keep the first row of each key, within some time or for ever."""
+    """Keep the first row of each key, within some time or for ever; of a changelog the first of those there."""
+    if is_changelog(graph.schema(edge)):
+        if within is not None:
+            raise JobError(
+                "deduplicate(within=...) is for streams whose rows stay, and this one is a changelog: leave within= "
+                "out for the first row there is of each key, or put .changes() before it"
+            )
+        first = _one_of(graph, edge, time, keys, name, last=False)
+        return DeduplicatedStream(graph, first._edge, time, timed=False)._keyed(keys)
     if within is not None and time is None:
         raise JobError(
             "deduplicate(within=...) needs event time: name its column in job.read(..., event_time='sent_at'), and "
@@ -60,12 +78,19 @@ def last_of(
     graph: Graph, edge: Edge, time: Expr | None, keys: tuple[str, ...], within: Duration | None, name: str | None
 ) -> Stream:
     """Keep the last row of each key, a changelog."""
-    from millstream.ranking import changing_top
-
     if within is not None:
         raise JobError(
             "deduplicate(keep='last') has no within=: leave it out for the last row there is of each key, or write "
             f"group_by({', '.join(map(repr, keys))}).window(ms.tumbling('1h')).top(1, by=...) for that of an hour"
         )
-    by = () if time is None else ((time, True),)
-    return changing_top(graph, edge, time, keys, by, 1, newest=True, name=name, call="deduplicate")
+    return _one_of(graph, edge, time, keys, name, last=True)
+
+
+def _one_of(
+    graph: Graph, edge: Edge, time: Expr | None, keys: tuple[str, ...], name: str | None, *, last: bool
+) -> Stream:
+    """Keep the first or last row of each key that there is, a changelog."""
+    from millstream.ranking import changing_top
+
+    by = () if time is None else ((time, last),)
+    return changing_top(graph, edge, time, keys, by, 1, newest=last, name=name, call="deduplicate")

@@ -309,6 +309,10 @@ class Stream(Joins, TakesFunctions):
         one (of several at one time the last to arrive; rows without a time come before all others), else by arrival.
         A row that is replaced is taken back; nothing goes to ``.duplicates``. The last row of every key is kept.
 
+        Of a changelog both are changelogs: of the first or last row there is of each key, by event time or arrival as
+        above (rows without a time are neither, while there are others). When it is taken back the next one takes its
+        place; so all rows are kept.
+
         Args:
             columns: what makes up the key, such as a message's id. Nulls are a value like any other.
             within: in event time. A row is then a duplicate if a row of the same key was kept that happened less than
@@ -320,7 +324,7 @@ class Stream(Joins, TakesFunctions):
             name: names the operator.
 
         Raises:
-            JobError: ``within`` is used on a stream without event time, or to keep the last row.
+            JobError: ``within`` is used on a stream without event time, on a changelog, or to keep the last row.
             SchemaError: a column is unknown, or of a type whose values cannot be told apart (lists, structs).
 
         >>> import millstream as ms

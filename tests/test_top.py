@@ -304,3 +304,33 @@ def test_the_mistakes_of_rows_that_cannot_be_found_again() -> None:
         first.top(1, by="v")
     with pytest.raises(SchemaError, match=r"top\(\): the rank of a row cannot be called 'v'"):
         stream.top(1, by="v", row_number="v")
+
+
+# Visits that were invalid when they came are taken back by what was last heard of them.
+VISITS = [("a", 1, 5, True), ("a", 2, 3, True), ("b", 3, 4, True), ("a", 4, 3, True), ("a", 2, 3, False)]
+
+
+def first_valid(stream: ms.Stream) -> ms.Stream:
+    last = stream.deduplicate("visit", keep="last").filter(col("valid"))
+    return last.deduplicate("who").select("who", "visit")
+
+
+@pytest.mark.parametrize("timed", [True, False])
+def test_the_first_row_of_each_key_gives_way_to_the_next_when_it_is_taken_back(timed: bool) -> None:
+    schema = pa.schema({"who": pa.string(), "visit": pa.int64(), "at": pa.timestamp("us"), "valid": pa.bool_()})
+    batches = [pa.RecordBatch.from_pylist([dict(zip(schema.names, visit, strict=True))], schema) for visit in VISITS]
+    read = {"event_time": "at", "max_delay": "1s"} if timed else {}
+    by_time = [[("a", 1)], [("a", 2)], [("a", 2), ("b", 3)], [("a", 2), ("b", 3)], [("a", 4), ("b", 3)]]
+    by_arrival = [[("a", 1)], [("a", 1)], *[[("a", 1), ("b", 3)]] * 3]
+    for count, expected in enumerate(by_time if timed else by_arrival, 1):
+        assert changes(first_valid, batches[:count], **read) == Counter(expected)
+
+
+def test_what_the_first_row_of_a_changelog_cannot_give() -> None:
+    stream = ms.Job("j").read(ms.memory_source(BIDS)).deduplicate("n", keep="last")
+    first = stream.deduplicate("item")
+    assert first.is_changelog
+    with pytest.raises(ms.JobError, match=r"a changelog has no .duplicates"):
+        first.duplicates.write(ms.memory_sink())
+    with pytest.raises(ms.JobError, match=r"deduplicate\(within=...\) is for streams whose rows stay"):
+        stream.deduplicate("item", within="1h")

@@ -180,8 +180,6 @@ def test_what_does_not_take_changelogs_says_what_to_do() -> None:
     with pytest.raises(JobError, match=r"window\(\) needs event time, and this changelog has none"):
         last.agg(n=ms.count()).window(ms.tumbling("1h"))
     with pytest.raises(JobError, match=r"does not take a changelog.*put .changes"):
-        last.deduplicate("order")
-    with pytest.raises(JobError, match=r"does not take a changelog.*put .changes"):
         last.group_by("order").process(lambda row, state: row, schema={"order": int})
     with pytest.raises(SchemaError, match=r"approx_count_distinct.*count_distinct"):
         last.window(ms.tumbling("1h")).agg(n=ms.approx_count_distinct("order"))
