@@ -60,7 +60,9 @@ def first_of(
                 "out for the first row there is of each key, or put .changes() before it"
             )
         first = _one_of(graph, edge, time, keys, name, last=False)
-        return DeduplicatedStream(graph, first._edge, time, timed=False)._keyed(keys)
+        result = DeduplicatedStream(graph, first._edge, time, timed=False)
+        result._keyed(keys)
+        return result
     if within is not None and time is None:
         raise JobError(
             "deduplicate(within=...) needs event time: name its column in job.read(..., event_time='sent_at'), and "

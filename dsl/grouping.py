@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from millstream.ranking import Directions, OverStream, Ranks
 
 LATE = "late"
-_MICROSECOND = dt.timedelta(microseconds=1)
+# When the result of a window happened: as it closed.
+_LAST_INSTANT = col("window_end") - lit(dt.timedelta(microseconds=1))
 
 
 class GroupedStream:
@@ -412,8 +413,7 @@ class WindowedStream:
         spec = WindowAggregate(self._keys, self._window, made, self._time, self._lateness, self._updates)
         node = self._graph.operator(spec, [self._edge], name)
         late = None if self._time is None else Edge(node.id, LATE)
-        # A result happened when its window closed: the last instant of it.
-        time = None if late is None else col("window_end") - lit(_MICROSECOND)
+        time = None if late is None else _LAST_INSTANT
         result = WindowResult(self._graph, Edge(node.id), time, late, self._time)
         result._keyed((*self._keys, "window_start") if self._updates is not None else None)
         return result
@@ -423,6 +423,9 @@ class WindowedStream:
     ) -> WindowResult:
         """Keep the best ``n`` rows of each key and window, whole, when the window closes.
 
+        In windows that overlap, and in sessions, each row gets ``window_start`` and ``window_end``, and the event time
+        of the result is the last instant of its window.
+
         Args:
             by: as for ``GroupedStream.top``, and so are ``descending`` and ``ties``.
         """
@@ -431,15 +434,14 @@ class WindowedStream:
         from millstream.ranking import ranks_of
 
         ranks = ranks_of(n, by, descending)
-        if not isinstance(self._window, OneWindow):
-            raise JobError(f"top() works in windows of ms.tumbling() only, not in windows {self._window.describe()}")
         if self._time is None:
             raise JobError("top() works in windows of event time only: leave time='processing' out")
         if self._updates is not None:
             raise JobError("top() waits for its windows to close: leave window(early=, late='correct') out")
         spec = WindowTop(self._keys, self._window, ranks, n, ties, self._time, self._lateness)
         node = self._graph.operator(spec, [self._edge], name)
-        return WindowResult(self._graph, Edge(node.id), self._time, Edge(node.id, LATE), self._time)
+        time = self._time if isinstance(self._window, OneWindow) else _LAST_INSTANT
+        return WindowResult(self._graph, Edge(node.id), time, Edge(node.id, LATE), self._time)
 
 
 class WindowResult(Stream):

@@ -9,16 +9,21 @@ from typing import Final
 import pyarrow as pa
 from millstream.engine.codes import form_of, plain_type
 from millstream.engine.errors import JobError, SchemaError
-from millstream.engine.expression import Expr
+from millstream.engine.expression import Expr, col
 from millstream.engine.operator import MAIN, Exchange, ExchangeKind, Operator, OperatorSpec
 from millstream.engine.state import DELETED, StateTable
 from millstream.engine.time import show_duration
 from millstream.operators.event_time import TIME_TYPE
+from millstream.operators.session_window import SessionWindow
+from millstream.operators.top_rows import TopRows
+from millstream.operators.window_aggregate import WINDOW_END, WINDOW_START, WindowAggregate
 from millstream.operators.windowed import LATE, check_columns, check_time, distinct_names
-from millstream.operators.windows import OneWindow
+from millstream.operators.windows import OneWindow, Window
 
 STATE: Final = "top"
 """The name of the state table: one row per row that is on top now."""
+
+_WINDOW: Final = (WINDOW_START, WINDOW_END)
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,7 +31,8 @@ class WindowTop(OperatorSpec):
     """Keeps the ``n`` best rows of each key and window and emits them when the window closes.
 
     Windows close, and late rows are treated, as in ``WindowAggregate``. Output: ``columns`` of the rows, ordered by
-    window, within a window by the order in which keys first came, within a key best first.
+    window, within a window by the order in which keys first came, within a key best first. Where windows may overlap
+    (all but ``OneWindow``) a row does not tell which one it is of: then ``window_start`` and ``window_end`` follow.
 
     Attributes:
         keys: the columns that name a group; none means one group per window.
@@ -41,7 +47,7 @@ class WindowTop(OperatorSpec):
     """
 
     keys: tuple[str, ...]
-    window: OneWindow
+    window: Window
     by: tuple[tuple[Expr, bool], ...]
     n: int
     ties: bool
@@ -94,7 +100,16 @@ class WindowTop(OperatorSpec):
         check_time(self.time, schema)
         if self.columns is not None and len(set(self.columns)) < len(self.columns):
             raise SchemaError(f"{self.kind}: an output column is named twice in {', '.join(self.columns)}")
-        return {MAIN: pa.schema([_plain_field(schema.field(name)) for name in self._output(schema)]), LATE: schema}
+        fields = [_plain_field(schema.field(name)) for name in self._output(schema)]
+        if not isinstance(self.window, OneWindow):
+            taken = {name for name in schema.names if name in _WINDOW}
+            if taken:
+                raise SchemaError(
+                    f"{self.kind} in windows {self.window.describe()} adds the columns {' and '.join(_WINDOW)}, and "
+                    f"the input has {', '.join(sorted(taken))} already; rename that first"
+                )
+            fields += [pa.field(name, TIME_TYPE) for name in _WINDOW if self.keep is None or name in self.keep]
+        return {MAIN: pa.schema(fields), LATE: schema}
 
     def _output(self, schema: pa.Schema) -> list[str]:
         names = schema.names if self.columns is None else self.columns
@@ -105,11 +120,24 @@ class WindowTop(OperatorSpec):
         needed = self._needed(schema)
         return pa.schema([_plain_field(field) for field in schema if field.name in needed])
 
+    def aggregate(self, schema: pa.Schema) -> WindowAggregate:
+        """Return what keeps the rows where windows are put together from parts."""
+        read = frozenset().union(*(expr.columns() for expr, _ in self.by))
+        own = [field.name for field in self.kept(schema) if field.name in read or field.name not in self.keys]
+        rows = TopRows(tuple(col(name) for name in own or schema.names[:1]), self.by, self.n, self.ties)
+        (name,) = distinct_names([STATE], {*self.keys, *_WINDOW})
+        return WindowAggregate(self.keys, self.window, ((name, rows),), self.time, self.lateness)
+
     def _needed(self, schema: pa.Schema) -> frozenset[str]:
         return frozenset(self._output(schema)).union(self.keys, *(expr.columns() for expr, _ in self.by))
 
     def state_tables(self, inputs: Sequence[pa.Schema]) -> tuple[StateTable, ...]:
-        """One row per row on top now: its columns, its window_start and its place in arrival."""
+        """One row per row on top now: its columns, its window_start and its place in arrival.
+
+        Where windows are put together from parts, those of ``WindowAggregate``, and rows are of its parts.
+        """
+        if not isinstance(self.window, OneWindow):
+            return self.aggregate(inputs[0]).state_tables(inputs)
         kept = self.kept(inputs[0])
         names = distinct_names([*kept.names, "window_start", "arrival"], {DELETED})
         columns = pa.schema([pa.field(n, t) for n, t in zip(names, [*kept.types, TIME_TYPE, pa.int64()], strict=True)])
@@ -132,6 +160,10 @@ class WindowTop(OperatorSpec):
 
     def build(self, inputs: Sequence[pa.Schema]) -> Operator:
         """Make one running copy."""
+        if not isinstance(self.window, OneWindow):
+            from millstream.operators.merged_top_operator import MergedTopOperator
+
+            return MergedTopOperator(self, inputs[0])
         from millstream.operators.window_top_operator import WindowTopOperator
 
         return WindowTopOperator(self, inputs[0])
@@ -140,9 +172,10 @@ class WindowTop(OperatorSpec):
         """Leave out, before the exchange, rows that cannot be on top; only where nobody takes late rows.
 
         A row left out may be late behind the exchange and would then be missed in the late output; without one,
-        all that shows is that ``late_rows`` counts the rows that were sent.
+        all that shows is that ``late_rows`` counts the rows that were sent. In sessions every row counts: it may hold
+        others together.
         """
-        return None if wanted.get(LATE) else WindowTopCombiner(self)
+        return None if wanted.get(LATE) or isinstance(self.window, SessionWindow) else WindowTopCombiner(self)
 
 
 @dataclass(frozen=True, eq=False)

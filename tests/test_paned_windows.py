@@ -272,12 +272,6 @@ def test_an_aggregate_that_cannot_be_merged_is_refused_when_the_job_is_built() -
         plain(sliding("1h", "5m"), aggregates=(("x", lonely),))
 
 
-def test_top_says_which_windows_it_takes() -> None:
-    stream = ms.Job("j").read(ms.memory_source([rows(("a", 1))]), event_time="t")
-    with pytest.raises(JobError, match=r"top\(\) works in windows of ms\.tumbling\(\) only.*over 1h every 5m"):
-        stream.window(ms.sliding("1h", "5m")).top(1, by="v")
-
-
 @pytest.mark.parametrize("window", [SlidingWindow(10, 5), CumulatingWindow(10, 5)])
 @pytest.mark.parametrize("time", [2**63 - 1, -(2**63)])
 def test_a_nonsensical_time_is_named_not_wrapped(window: PanedWindow, time: int) -> None:
