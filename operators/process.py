@@ -244,9 +244,9 @@ class ProcessSpec(OperatorSpec):
 
     def __post_init__(self) -> None:
         for name, state in self.states.items():
-            if state.clock == EVENT and self.time is None and state.ttl is not None:
+            if state.clock == EVENT and self.time is None:
                 raise JobError(
-                    f"{self.cls.__qualname__}.{name} has a ttl in event time, which the stream does not have: name its "
+                    f"{self.cls.__qualname__}.{name} goes by event time, which the stream does not have: name its "
                     "column in job.read(..., event_time='sent_at'), or write clock='processing'"
                 )
 

@@ -5,13 +5,14 @@ Objects are what user code sees; bytes are made at barriers only, of what was to
 
 from __future__ import annotations
 
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from typing import Any, Final, NoReturn
 
 from millstream.engine.codes import Ints
-from millstream.engine.errors import StateMismatch
-from millstream.engine.time import END_OF_TIME, START_OF_TIME
+from millstream.engine.errors import JobError, StateMismatch
+from millstream.engine.time import END_OF_TIME, START_OF_TIME, Duration, micros
 from millstream.operators.packing import Unpackable, pack
 from millstream.operators.process_states import PROCESSING, State, outside
 
@@ -123,9 +124,9 @@ class Cells(ABC):
     def settle(self) -> None:
         """Everything has been restored."""
 
-    def _deadline(self) -> int:
-        """When something written now expires."""
-        return NEVER if self.ttl is None else min(self._at.time(self._clock) + self.ttl, NEVER)
+    def _deadline(self, ttl: int | None) -> int:
+        """When something written now expires that lives so long."""
+        return NEVER if ttl is None else min(self._at.time(self._clock) + ttl, NEVER)
 
     def _demand(self, value: Any) -> Any:
         """Return what was restored, if it is what the state now holds."""
@@ -144,6 +145,15 @@ class Cells(ABC):
             return pack(value)
         except Unpackable as error:
             raise Unkept(slot, f"{what}: {error}") from None
+
+
+@functools.lru_cache(64)
+def lifetime(ttl: Duration) -> int:
+    """Return how long something lives that is written with ``ttl=``, microseconds. Raises JobError if it is no time."""
+    length = micros(ttl)
+    if length == 0:
+        raise JobError("ttl=0 would forget at once what is written: give a time such as ttl='1h'")
+    return length
 
 
 class _Absent:

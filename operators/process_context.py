@@ -67,12 +67,14 @@ class ProcessContext:
         timers: Mapping[str, Timers],
         times: Mapping[str, Times],
         emit: Callable[[str, Any], None],
+        put: Callable[[str, Any, Duration], None],
         key: Callable[[], Any],
     ) -> None:
         self._at = at
         self._timers = timers
         self._times = times
         self._emit = emit
+        self._put = put
         self._key = key
         self.name = ""
         self.ended = False
@@ -116,6 +118,18 @@ class ProcessContext:
             row: a dict with exactly the columns of its schema.
         """
         self._emit(output, row)
+
+    def put(self, state: str, value: Any, *, ttl: Duration) -> None:
+        """Set a value state of this key, to live exactly so long; maps and lists take ``ttl=`` themselves.
+
+        Args:
+            state: its name: ``ctx.put("token", "a1", ttl="10m")`` is ``self.token = "a1"`` for ten minutes.
+            ttl: by the clock of the state, from the time of this row or timer on.
+
+        Raises:
+            JobError: there is no such state.
+        """
+        self._put(state, value, ttl)
 
     def timer(
         self,

@@ -19,7 +19,7 @@ class EntryCells(Cells):
         super().__init__(name, state, at, clock)
         self._key_type = state.keys if isinstance(state, MapState) else int
         self._live: list[dict[Any, Any] | None] = []
-        self._expires: list[dict[Any, int] | None] = []
+        self._expires: list[dict[Any, int] | None] = []  # of the entries that do not live for ever
         self._dirty: dict[int, dict[Any, bool]] = {}  # by slot, by entry: whether the store may know an older value
 
     def grow(self, slots: int) -> None:
@@ -39,7 +39,7 @@ class EntryCells(Cells):
         if expires is None:
             return held
         now = self._at.time(self._clock)
-        return {entry: value for entry, value in held.items() if expires[entry] > now}
+        return {entry: value for entry, value in held.items() if expires.get(entry, NEVER) > now}
 
     def find(self, entry: Any, default: Any) -> Any:
         """Return the value of an entry, or ``default`` if there is none."""
@@ -47,18 +47,22 @@ class EntryCells(Cells):
         held = self._live[slot]
         if held is None or entry not in held:
             return default
-        if self.ttl is not None:
-            expires = self._expires[slot]
-            assert expires is not None
-            if expires[entry] <= self._at.time(self._clock):
-                return default
+        expires = self._expires[slot]
+        if expires is not None and expires.get(entry, NEVER) <= self._at.time(self._clock):
+            return default
         value = held[entry]
         if value.__class__ not in ATOMS:  # it may be changed in place
             self._mark(slot, entry, known=True)
+            if self.ttl is not None:
+                self._prolong(slot, entry)
         return value
 
-    def put(self, entry: Any, value: Any) -> None:
-        """Set the value of an entry."""
+    def put(self, entry: Any, value: Any, ttl: int | None = None) -> None:
+        """Set the value of an entry.
+
+        Args:
+            ttl: how long it lives, microseconds; None: as declared, and not shorter than before.
+        """
         if self._accepted is not None and value.__class__ not in self._accepted:
             raise TypeError(f"state {self.name!r} is a {self.shown}, it cannot hold {value!r} ({class_name(value)})")
         slot = self._at.slot
@@ -67,6 +71,12 @@ class EntryCells(Cells):
             held = self._live[slot] = {}
         self._mark(slot, entry, known=entry in held)
         held[entry] = value
+        if ttl is not None:
+            self._expires_of(slot)[entry] = self._deadline(ttl)
+        elif self.ttl is not None:
+            self._prolong(slot, entry)
+        elif (expires := self._expires[slot]) is not None:
+            expires.pop(entry, None)
 
     def next_number(self) -> int:
         """A number greater than those of all entries."""
@@ -80,7 +90,7 @@ class EntryCells(Cells):
         assert held is not None
         del held[entry]
         if expires is not None:
-            del expires[entry]
+            expires.pop(entry, None)
         marks = self._dirty.setdefault(slot, {})
         if marks.get(entry, True):
             marks[entry] = True
@@ -92,11 +102,16 @@ class EntryCells(Cells):
         if marks is None:
             marks = self._dirty[slot] = {}
         marks.setdefault(entry, known)
-        if self.ttl is not None:
-            expires = self._expires[slot]
-            if expires is None:
-                expires = self._expires[slot] = {}
-            expires[entry] = max(expires.get(entry, START_OF_TIME), self._deadline())
+
+    def _prolong(self, slot: int, entry: Any) -> None:
+        expires = self._expires_of(slot)
+        expires[entry] = max(expires.get(entry, START_OF_TIME), self._deadline(self.ttl))
+
+    def _expires_of(self, slot: int) -> dict[Any, int]:
+        expires = self._expires[slot]
+        if expires is None:
+            expires = self._expires[slot] = {}
+        return expires
 
     # -- what checkpoints use ----------------------------------------------------------------------------------
 
@@ -146,11 +161,10 @@ class EntryCells(Cells):
             self._mismatch(f"keyed by {class_name(key)}")
         self.count += key not in held
         held[key] = self._demand(unpack(value))
-        if self.ttl is not None:
-            times = self._expires[slot]
-            if times is None:
-                times = self._expires[slot] = {}
-            times[key] = NEVER if expires is None else expires
+        if expires is not None:
+            self._expires_of(slot)[key] = expires
+        elif (times := self._expires[slot]) is not None:
+            times.pop(key, None)
 
     def remove(self, slot: int, entry: bytes) -> None:
         """As ``Cells.remove``."""

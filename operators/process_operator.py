@@ -16,10 +16,10 @@ from millstream.engine.key_index import KeyIndex
 from millstream.engine.memory import bytes_held
 from millstream.engine.operator import MAIN, Operator, OperatorContext, Output
 from millstream.engine.state import DELETED, StateDelta
-from millstream.engine.time import END_OF_TIME, START_OF_TIME
+from millstream.engine.time import END_OF_TIME, START_OF_TIME, Duration
 from millstream.operators.event_time import event_times
 from millstream.operators.process import STATE, TIMERS, Process, user_place
-from millstream.operators.process_cells import At, Cells, Unkept
+from millstream.operators.process_cells import At, Cells, Unkept, lifetime
 from millstream.operators.process_context import ProcessContext, Times
 from millstream.operators.process_entries import EntryCells
 from millstream.operators.process_states import EVENT, PROCESSING, ListState, MapState, ValueState
@@ -96,7 +96,7 @@ class ProcessOperator(Operator):
         self._batch: pa.RecordBatch | None = None
         self._row_keys: list[Any] | None = None
         self._origin: _Origin = 0
-        self._context = ProcessContext(self._at, self._timers, self._times, self._emit_beside, self._key)
+        self._context = ProcessContext(self._at, self._timers, self._times, self._emit_beside, self._put_for, self._key)
         self._code = self._make_code()
         self._own: frozenset[str] = frozenset()
 
@@ -113,10 +113,8 @@ class ProcessOperator(Operator):
         body: dict[str, Any] = {}
         for name, cells in self._cells.items():
             state = self._spec.states[name]
-            if isinstance(cells, ValueCells):
-                body[name] = cells.attribute()
-            elif isinstance(cells, EntryCells):
-                view = KeyedMap(cells, state.keys) if isinstance(state, MapState) else KeyedList[Any](cells)
+            if isinstance(cells, EntryCells):
+                view = KeyedMap[Any, Any](cells, state.keys) if isinstance(state, MapState) else KeyedList[Any](cells)
                 body[name] = _fixed(name, view)
         code: Any = self._spec.code
         arguments: list[functools.partial[Any]] = []
@@ -124,6 +122,9 @@ class ProcessOperator(Operator):
             arguments.append(code)
             code = code.func
         made: Any = type(self._cls.__name__, (self._cls,), {**body, "__module__": self._cls.__module__})
+        for cells in self._cells.values():
+            if isinstance(cells, ValueCells):
+                cells.stand_in(made)
         for part in reversed(arguments):
             made = functools.partial(made, *part.args, **part.keywords)
         process: Process = self._guarded("__init__", made)
@@ -207,6 +208,16 @@ class ProcessOperator(Operator):
                 f"class: {output} = ms.side_output({{...}}), and yield what belongs to the result"
             )
         made.keep(row, self._origin)
+
+    def _put_for(self, state: str, value: Any, ttl: Duration) -> None:
+        cells = self._cells.get(state)
+        if not isinstance(cells, ValueCells):
+            values = ", ".join(repr(name) for name, of in self._cells.items() if isinstance(of, ValueCells)) or "none"
+            raise JobError(
+                f"ctx.put({state!r}, ...): there is no such value state (there are: {values}); maps and lists take "
+                "ttl= themselves: self.seen.put(key, value, ttl='1h'), self.last.append(item, ttl='1h')"
+            )
+        cells.put_for(value, lifetime(ttl))
 
     def _flush(self, out: Output) -> None:
         for port, made in self._made.items():

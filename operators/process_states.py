@@ -6,7 +6,7 @@ import datetime as dt
 import types
 import typing
 from abc import ABC, abstractmethod
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, Generic, Literal, Self, TypeAlias, TypeVar, overload
 
 from millstream.engine.errors import JobError
@@ -15,7 +15,7 @@ from millstream.engine.time import Duration, micros
 from millstream.operators.packing import ATOMS, Unpackable, pack
 
 if TYPE_CHECKING:
-    from millstream.operators.process_views import KeyedList
+    from millstream.operators.process_views import KeyedList, KeyedMap
 
 T = TypeVar("T")
 K = TypeVar("K")
@@ -125,7 +125,7 @@ class MapState(State, Generic[K, V]):
     def __get__(self, instance: None, owner: Any = None) -> Self: ...
 
     @overload
-    def __get__(self, instance: object, owner: Any = None) -> MutableMapping[K, V]: ...
+    def __get__(self, instance: object, owner: Any = None) -> KeyedMap[K, V]: ...
 
     def __get__(self, instance: object, owner: Any = None) -> Any:
         """The map of the current key; only inside a job."""
@@ -188,8 +188,8 @@ def value_state(type: Any, *, default: Any = None, ttl: Duration | None = None, 
         default: what a key has that was never given a value; a value, or a function that makes one, such as list. A
             value that equals it takes no room.
         ttl: how long a value lives after it was last written, as in ``"1h"``. Reading a list or dict counts as a write,
-            since it may be changed in place.
-        clock: measures ``ttl``: ``"event"`` (the default where the stream has event time) or ``"processing"``.
+            since it may be changed in place. ``ctx.put("its name", value, ttl=...)`` writes one that lives otherwise.
+        clock: measures each ``ttl``: ``"event"`` (the default where the stream has event time) or ``"processing"``.
 
     Raises:
         JobError: values of the type cannot be kept, or the default is not one of them.
@@ -210,7 +210,8 @@ def map_state(
     Args:
         keys: str, int, bytes, bool or datetime.date.
         values: as for ``value_state``.
-        ttl: how long an entry lives after it was last written.
+        ttl: how long an entry lives after it was last written; ``put(key, value, ttl=...)`` writes one that lives
+            otherwise.
         clock: as for ``value_state``.
 
     >>> map_state(str, int, ttl="1h").ttl
@@ -226,7 +227,7 @@ def list_state(items: type[T], *, ttl: Duration | None = None, clock: Clock | No
 
     Args:
         items: as the types for ``value_state``.
-        ttl: how long an item lives after it was added.
+        ttl: how long an item lives after it was added; ``append(item, ttl=...)`` adds one that lives otherwise.
         clock: as for ``value_state``.
 
     >>> list_state(int).shown

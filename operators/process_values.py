@@ -31,7 +31,9 @@ class ValueCells(Cells):
         super().__init__(name, state, at, clock)
         self._state = state
         self._live: list[Any] = []
-        self._expires: list[int] = []
+        self._timed = state.ttl is not None  # whether any value has a time to live
+        self._expires: list[int] = []  # by slot, if so
+        self._owner: type | None = None
         self._dirty: dict[int, bool] = {}  # whether the store may know an older value
         self._data: dict[int, bytes] = {}  # lists and dicts that are not _Packed, as they were written last
 
@@ -39,12 +41,29 @@ class ValueCells(Cells):
         """As ``Cells.grow``."""
         more = slots - len(self._live)
         self._live += [ABSENT] * more
-        if self.ttl is not None:
+        if self._timed:
             self._expires += [START_OF_TIME] * more
 
-    def attribute(self) -> property:
-        """What stands in the class in place of the declaration."""
-        return property(self._timed_get() if self.ttl is not None else self._get(), self._set(), self._delete)
+    def stand_in(self, owner: type) -> None:
+        """Take the place of the declaration in a class."""
+        self._owner = owner
+        read = self._timed_get() if self._timed else self._get()
+        setattr(owner, self.name, property(read, self._set(), self._delete))
+
+    def put_for(self, value: Any, ttl: int) -> None:
+        """Set the value of the current key, to live so long."""
+        self._begin_timing()
+        assert self._owner is not None
+        vars(self._owner)[self.name].fset(None, value)
+        self._expires[self._at.slot] = self._deadline(ttl)
+
+    def _begin_timing(self) -> None:
+        """From now on look at times; as long as nobody asks for that, they cost nothing."""
+        if not self._timed:
+            self._timed = True
+            self._expires = [START_OF_TIME if value is ABSENT else NEVER for value in self._live]
+            assert self._owner is not None
+            self.stand_in(self._owner)
 
     # These are closures since they are called for every row: attributes of self would cost a third of their time.
 
@@ -95,8 +114,9 @@ class ValueCells(Cells):
             self._live[slot] = value
         if value.__class__ not in ATOMS:
             self._dirty.setdefault(slot, known)
-            if self.ttl is not None:
-                self._expires[slot] = max(self._expires[slot], self._deadline())
+            # Reading prolongs what lives as declared; what was written to live so long would then live for ever.
+            if self._timed and (self.ttl is not None or not known):
+                self._prolong(slot)
         return value
 
     def _set(self) -> Callable[[Any, Any], None]:
@@ -113,9 +133,14 @@ class ValueCells(Cells):
 
         def put_timed(owner: Any, value: Any) -> None:
             put(owner, value)
-            self._expires[at.slot] = max(self._expires[at.slot], self._deadline())
+            self._prolong(at.slot)
 
-        return put if self.ttl is None else put_timed
+        return put_timed if self._timed else put
+
+    def _prolong(self, slot: int) -> None:
+        expires = self._expires[slot]
+        # A value of a time when the state was declared to live for ever lives as declared now once it is written.
+        self._expires[slot] = self._deadline(self.ttl) if expires == NEVER else max(expires, self._deadline(self.ttl))
 
     def _refuse(self, value: Any) -> NoReturn:
         raise TypeError(f"state {self.name!r} is a {self.shown}, it cannot hold {value!r} ({class_name(value)})")
@@ -123,7 +148,12 @@ class ValueCells(Cells):
     def _delete(self, _: Any) -> None:
         slot = self._at.slot
         self._dirty.setdefault(slot, self._live[slot] is not ABSENT)
+        self._forget(slot)
+
+    def _forget(self, slot: int) -> None:
         self._live[slot] = ABSENT
+        if self._timed:
+            self._expires[slot] = START_OF_TIME
 
     def changes(self, into: list[Row]) -> set[int]:
         """As ``Cells.changes``."""
@@ -144,33 +174,33 @@ class ValueCells(Cells):
         data = None if value is ABSENT else self._packed(value, slot, f"state {self.name!r}")
         before = self._data.pop(slot, None)
         if data is None or data == self._state.packed_default:
-            self._live[slot] = ABSENT
+            self._forget(slot)
             self.count -= known
             return (slot, True, self.name, b"", None, None) if known else None
         self.count += not known
         if value.__class__ not in ATOMS:
             self._data[slot] = data
-            if known and data == before and self.ttl is None:
+            if known and data == before and not self._timed:
                 return None
-        return slot, False, self.name, b"", data, self._expires[slot] if self.ttl is not None else None
+        return slot, False, self.name, b"", data, self._kept_until(slot)
+
+    def _kept_until(self, slot: int) -> int | None:
+        return self._expires[slot] if self._timed and self._expires[slot] != NEVER else None
 
     def carry(self, slots: Iterable[int], without: set[int], into: list[Row]) -> None:
         """As ``Cells.carry``."""
         live, passed = self._live, self._at.passed(self._clock)
-        expires = None
         for slot in slots:
             value = live[slot]
             if value is ABSENT or slot in without:
                 continue
-            if self.ttl is not None:
-                expires = self._expires[slot]
-                if expires <= passed:
-                    live[slot] = ABSENT
-                    self._data.pop(slot, None)
-                    self.count -= 1
-                    continue
+            if self._timed and self._expires[slot] <= passed:
+                self._forget(slot)
+                self._data.pop(slot, None)
+                self.count -= 1
+                continue
             data = value.data if value.__class__ is _Packed else self._data.get(slot) or pack(value)
-            into.append((slot, False, self.name, b"", data, expires))
+            into.append((slot, False, self.name, b"", data, self._kept_until(slot)))
 
     def restore(self, slot: int, entry: bytes, value: bytes, expires: int | None) -> None:
         """As ``Cells.restore``."""
@@ -180,14 +210,16 @@ class ValueCells(Cells):
         self._demand(plain)
         self.count += self._live[slot] is ABSENT
         self._live[slot] = plain if plain.__class__ in ATOMS else _Packed(value)
-        if self.ttl is not None:
+        if expires is not None:
+            self._begin_timing()
+        if self._timed:
             self._expires[slot] = NEVER if expires is None else expires
 
     def remove(self, slot: int, entry: bytes) -> None:
         """As ``Cells.remove``."""
         del entry
         self.count -= self._live[slot] is not ABSENT
-        self._live[slot] = ABSENT
+        self._forget(slot)
 
     def holds(self, slot: int) -> bool:
         """As ``Cells.holds``."""
@@ -197,6 +229,6 @@ class ValueCells(Cells):
         """As ``Cells.compact``."""
         # In place: the closures hold these lists.
         self._live[:] = [self._live[slot] for slot in kept]
-        if self.ttl is not None:
+        if self._timed:
             self._expires[:] = [self._expires[slot] for slot in kept]
         self._data = {int(moved[slot]): data for slot, data in self._data.items()}

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, MutableMapping, Sequence
 from typing import Any, TypeVar, overload
 
-from millstream.operators.process_cells import ABSENT
+from millstream.engine.time import Duration
+from millstream.operators.process_cells import ABSENT, lifetime
 from millstream.operators.process_entries import EntryCells
 
+K = TypeVar("K")
 T = TypeVar("T")
+V = TypeVar("V")
 
 
-class KeyedMap(MutableMapping[Any, Any]):
+class KeyedMap(MutableMapping[K, V]):
     """The map of the current key. It is gone through in the order of its keys, which a restart does not change.
 
     Args:
@@ -30,10 +33,18 @@ class KeyedMap(MutableMapping[Any, Any]):
         return value
 
     def __setitem__(self, key: Any, value: Any) -> None:
+        self._check(key)
+        self._cells.put(key, value)
+
+    def put(self, key: K, value: V, *, ttl: Duration) -> None:
+        """Set the value of a key, to live exactly so long, as in ``"10m"``."""
+        self._check(key)
+        self._cells.put(key, value, lifetime(ttl))
+
+    def _check(self, key: Any) -> None:
         if key.__class__ is not self._key_type:
             cells = self._cells
             raise TypeError(f"state {cells.name!r} is a {cells.shown}, {key!r} ({type(key).__name__}) is no key of it")
-        self._cells.put(key, value)
 
     def __delitem__(self, key: Any) -> None:
         self[key]
@@ -70,14 +81,18 @@ class KeyedList(Sequence[T]):
     def __init__(self, cells: EntryCells) -> None:
         self._cells = cells
 
-    def append(self, item: T) -> None:
-        """Add an item at the end."""
-        self._cells.put(self._cells.next_number(), item)
+    def append(self, item: T, *, ttl: Duration | None = None) -> None:
+        """Add an item at the end.
 
-    def extend(self, items: Iterable[T]) -> None:
-        """Add items at the end."""
+        Args:
+            ttl: how long it lives, exactly, as in ``"10m"``; without it as long as the state's items do.
+        """
+        self._cells.put(self._cells.next_number(), item, None if ttl is None else lifetime(ttl))
+
+    def extend(self, items: Iterable[T], *, ttl: Duration | None = None) -> None:
+        """Add items at the end; ``ttl`` as for ``append``."""
         for item in list(items):
-            self.append(item)
+            self.append(item, ttl=ttl)
 
     def pop(self, index: int = -1) -> T:
         """Take out an item and return it. Raises IndexError if there is none."""

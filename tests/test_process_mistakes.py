@@ -82,7 +82,7 @@ BUILT: list[tuple[Callable[[], Any], str]] = [
         lambda: (
             stream(timed=False).group_by("user").process(a_class(a=ms.map_state(str, int, ttl="1h", clock="event")))
         ),
-        r"Mine.a has a ttl in event time.*event_time='sent_at'.*clock='processing'",
+        r"Mine.a goes by event time, which.*event_time='sent_at'.*clock='processing'",
     ),
     (lambda: ms.value_state(list, default=[]), r"all keys would share one list: write default=list"),
     (
