@@ -1,4 +1,4 @@
-"""What waits for its time or for its number, in a process that is killed: groups with a ttl, slow rows, counted ones."""
+"""What waits for its time or its number, in a process that is killed: groups with a ttl, slow rows, counted ones."""
 
 from __future__ import annotations
 
