@@ -11,18 +11,34 @@ from __future__ import annotations
 import tempfile
 import time
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
 import click
-from millstream.benchmarks.kafka_source import Run, fill, measured, value
+import millstream as ms
+from millstream.benchmarks.beside import in_turns, show
+from millstream.benchmarks.kafka_topic import AT_ONCE, fill, make, options, value
 
-_AT_ONCE: Final = 10_000
 _EVERY_SECONDS: Final = 1.0
 
 
-def plain(brokers: str, source: str, target: str, messages: int, partitions: int) -> None:
-    """Copy with the client library alone."""
+def copy_plainly(
+    *,
+    brokers: str,
+    source: str,
+    target: str,
+    partitions: int,
+    every: float,
+    wait: float,
+    enough: Callable[[int], bool],
+) -> None:
+    """Copy with the client library alone, until the number of messages copied is enough.
+
+    Args:
+        every: seconds that a transaction lasts before it is committed.
+        wait: seconds for which a batch of messages is waited for.
+    """
     from confluent_kafka import Consumer, Producer, TopicPartition
 
     consumer = Consumer({"bootstrap.servers": brokers, "group.id": target, "enable.auto.commit": False})
@@ -37,11 +53,11 @@ def plain(brokers: str, source: str, target: str, messages: int, partitions: int
     )
     producer.init_transactions(30)
     copied = 0
-    while copied < messages:
+    while not enough(copied):
         producer.begin_transaction()
-        until = time.monotonic() + _EVERY_SECONDS
-        while time.monotonic() < until and copied < messages:
-            batch = consumer.consume(_AT_ONCE, 0.5)
+        until = time.monotonic() + every
+        while time.monotonic() < until and not enough(copied):
+            batch = consumer.consume(AT_ONCE, wait)
             for message in batch:
                 producer.produce(target, message.value(), message.key(), message.partition())
             producer.poll(0)
@@ -52,51 +68,53 @@ def plain(brokers: str, source: str, target: str, messages: int, partitions: int
     consumer.close()
 
 
+def copying(brokers: str, source: str, target: str, *, bounded: bool) -> ms.Job:
+    """Return the job that copies."""
+    job = ms.Job("copy")
+    rows = job.read(ms.kafka_source(brokers, source, value="raw", metadata=["partition"], bounded=bounded))
+    rows.write(ms.kafka_sink(brokers, target, value="raw", partition="partition"))
+    return job
+
+
+def plain(brokers: str, source: str, target: str, messages: int, partitions: int) -> None:
+    """Copy with the client library alone."""
+    copy_plainly(
+        brokers=brokers,
+        source=source,
+        target=target,
+        partitions=partitions,
+        every=_EVERY_SECONDS,
+        wait=0.5,
+        enough=lambda copied: copied >= messages,
+    )
+
+
 def job(brokers: str, source: str, target: str, messages: int, partitions: int) -> None:
     """Copy with a job."""
-    import millstream as ms
-
     del messages, partitions
-    copying = ms.Job("copy")
-    rows = copying.read(ms.kafka_source(brokers, source, value="raw", metadata=["partition"], bounded=True))
-    rows.write(ms.kafka_sink(brokers, target, value="raw", partition="partition"))
     with tempfile.TemporaryDirectory(prefix="kafka-") as folder:
-        copying.run(Path(folder) / "job.duckdb", every=_EVERY_SECONDS)
-
-
-def make(brokers: str, topic: str, partitions: int) -> None:
-    """Make an empty topic."""
-    from confluent_kafka.admin import AdminClient, NewTopic
-
-    admin = AdminClient({"bootstrap.servers": brokers})
-    admin.create_topics([NewTopic(topic, partitions, 1)])[topic].result(30)
+        copying(brokers, source, target, bounded=True).run(Path(folder) / "job.duckdb", every=_EVERY_SECONDS)
 
 
 @click.command()
-@click.option("--brokers", required=True, help="host:port of a broker where topics may be made.")
-@click.option("--messages", type=click.IntRange(min=1), default=1_000_000, show_default=True)
-@click.option("--partitions", type=click.IntRange(min=1), default=4, show_default=True)
-@click.option("--runs", type=click.IntRange(min=1), default=3, show_default=True)
+@options
 def main(brokers: str, messages: int, partitions: int, runs: int) -> None:
     """Measure copying within Kafka, beside the plain client."""
     source = f"millstream-benchmark-{uuid.uuid4().hex[:8]}"
     fill(brokers, source, messages, partitions)
-    results: dict[str, list[Run]] = {"plain": [], "job": []}
-    for turn in range(runs + 1):
-        for name, copy in (("plain", plain), ("job", job)):
-            target = f"{source}-{name}-{turn}"
+
+    def way(name: str, copy: Callable[..., None]) -> Callable[[int], None]:
+        def turn(number: int) -> None:
+            copy(brokers, source, targets[name, number], messages, partitions)
+
+        targets = {(name, number): f"{source}-{name}-{number}" for number in range(runs + 1)}
+        for target in targets.values():
             make(brokers, target, partitions)
-            run = measured(lambda: copy(brokers, source, target, messages, partitions))  # noqa: B023
-            if turn:  # the first one loads code
-                results[name].append(run)
+        return turn
+
+    best = in_turns({"plain": way("plain", plain), "job": way("job", job)}, runs)
     click.echo(f"{messages:,} messages of {len(value(0))} bytes, {partitions} partitions, best of {runs}")
-    best = {name: (min(r.seconds for r in of), min(r.cpu_s for r in of)) for name, of in results.items()}
-    for name, (seconds, cpu) in best.items():
-        click.echo(
-            f"{name:5} {messages / seconds:>9,.0f} messages/s {messages / cpu:>9,.0f} a second of processor time"
-        )
-    ratios = [of_plain / of_job for of_job, of_plain in zip(best["job"], best["plain"], strict=True)]
-    click.echo(f"ratio {ratios[0]:>9.2f} {'':11}{ratios[1]:>9.2f}")
+    show("messages", messages, best)
 
 
 if __name__ == "__main__":
