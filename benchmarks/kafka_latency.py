@@ -184,7 +184,7 @@ def measure(way: str, stream: Stream) -> Result:
                 read += len(found[-1])
             spent, took = _asked(ours) - cpu, time.monotonic() - began
         ours.send("stop")
-    return _result(stream, np.concatenate(found), spent / took)
+    return result_of(stream, np.concatenate(found), spent / took)
 
 
 def _asked(copier: Connection) -> float:
@@ -201,7 +201,7 @@ def _show_sign(stream: Stream) -> None:
 
 
 def _visible(stream: Stream) -> Iterator[Nanoseconds]:
-    """Read the target; each event as number, time of production and time it was seen."""
+    """Read the target, in batches as ``result_of`` takes them."""
     from confluent_kafka import Consumer, TopicPartition
 
     consumer = Consumer(
@@ -226,7 +226,12 @@ def _visible(stream: Stream) -> Iterator[Nanoseconds]:
     raise click.ClickException(f"nothing has come through for {_PATIENCE_SECONDS:g} s")
 
 
-def _result(stream: Stream, events: Nanoseconds, cpu_s: float) -> Result:
+def result_of(stream: Stream, events: Nanoseconds, cpu_s: float) -> Result:
+    """Make a result of all events that were read: number, time of production and time it was seen of each.
+
+    Raises:
+        ClickException: an event is missing, or is there twice.
+    """
     events = events[np.argsort(events[:, 0])]
     if not np.array_equal(events[:, 0], np.arange(stream.events)):
         raise click.ClickException(f"of {stream.events:,} events not each one came once")

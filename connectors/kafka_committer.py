@@ -122,7 +122,7 @@ class KafkaCommitter(Committer):
         producer.begin_transaction()
         self._progress.write(producer, record)
         producer.commit_transaction(self._seconds)
-        self._producers.prepare()
+        self._producers.prepare(producer)
         self._registered = True
 
     def _publish(self, epoch: _Epoch) -> bool:
@@ -149,7 +149,7 @@ class KafkaCommitter(Committer):
             raise timed_out("sending messages")
         hit("kafka.sent")
         producer.commit_transaction(self._seconds)
-        self._producers.prepare()
+        self._producers.prepare(producer)
         self._registered = True
         hit("kafka.visible")
         return last

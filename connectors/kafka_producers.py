@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import threading
+import time
+from collections import deque
 from collections.abc import Mapping
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
-from millstream.connectors.kafka_connection import Brokers
+from millstream.connectors.kafka_connection import Brokers, code_of, driver
 from millstream.engine.failpoints import hit
 
 if TYPE_CHECKING:
     from confluent_kafka import Producer
 
 
+_ASK_AGAIN_SECONDS: Final = 0.02
+_ASK_AGAIN_AT_MOST: Final = 0.5
+_NOT_YET: Final = frozenset({"_TIMED_OUT", "CONCURRENT_TRANSACTIONS"})
+
+
 class Producers:
     """Producers with one transactional id. Each fences those before it.
 
     It does no harm that one is made long before it is used: whoever fences it later makes its transaction fail, and
-    what is read once it is there cannot be changed by those before it.
+    what is read once it is there cannot be changed by those before it. It fences when it has its epoch, so the one
+    after it may be connected meanwhile, but no more.
 
     Args:
         topic: any that is there.
@@ -31,6 +39,7 @@ class Producers:
         self._topic = topic
         self._seconds = seconds
         self._next: Future[Producer] | None = None
+        self._connected: deque[Producer] = deque(maxlen=1)
 
     def take(self) -> Producer:
         """Return a producer nobody has used, when the transactions of those before it are decided.
@@ -41,27 +50,61 @@ class Producers:
         future, self._next = self._next, None
         return self._fenced() if future is None else future.result()
 
-    def prepare(self) -> None:
-        """Begin to make the next one, which takes a while."""
+    def prepare(self, used: Producer) -> None:
+        """Begin to make the next one, which takes a while, and let go of one whose transaction is over."""
         future: Future[Producer] = Future()
+        over = [used]
 
         def make() -> None:
             try:
                 future.set_result(self._fenced())
             except BaseException as error:
                 future.set_exception(error)
+            else:
+                self._connect_next()
+            over.clear()  # its threads end here, for which nobody need wait
 
         self._next = future
         threading.Thread(target=make, name="millstream-kafka-producer", daemon=True).start()
 
     def close(self) -> None:
-        """Let go of the next one."""
+        """Let go of the next ones."""
         self._next = None
+        self._connected.clear()
 
     def _fenced(self) -> Producer:
+        producer = self._connected.pop() if self._connected else self._connect()
+        self._get_epoch(producer)
+        hit("kafka.fenced")
+        return producer
+
+    def _connect_next(self) -> None:
+        try:
+            self._connected.append(self._connect())
+        except driver().KafkaException:
+            pass  # it is tried again, and complained of, when it is needed
+
+    def _connect(self) -> Producer:
         producer = self._brokers.producer(self._settings)
         # Before it has a connection it would ask for its coordinator again only after half a second.
         producer.list_topics(self._topic, self._seconds)
-        producer.init_transactions(self._seconds)
-        hit("kafka.fenced")
         return producer
+
+    def _get_epoch(self, producer: Producer) -> None:
+        """Call ``init_transactions``, which ends what those before it have begun.
+
+        While the brokers still write down the end of the last transaction they ask to come again, which the client
+        would do after half a second; called again, it does so at once.
+        """
+        until, pause = time.monotonic() + self._seconds, _ASK_AGAIN_SECONDS
+        while True:
+            left = until - time.monotonic()
+            try:
+                producer.init_transactions(max(0.0, min(pause, left)))
+            except driver().KafkaException as error:
+                # One that was given up might still fence its successor.
+                if code_of(error) not in _NOT_YET or pause >= left:
+                    raise
+                pause = min(2 * pause, _ASK_AGAIN_AT_MOST)
+            else:
+                return

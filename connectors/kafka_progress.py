@@ -134,7 +134,7 @@ class Progress:
         """Read the topic to its end, from this sink's last record on."""
         kafka = driver()
         if self._consumer is None:
-            self._consumer = self.brokers.consumer({"auto.offset.reset": "earliest", "fetch.wait.max.ms": 10})
+            self._consumer = self.brokers.consumer({"auto.offset.reset": "earliest", "fetch.wait.max.ms": 1})
             # Before it has a connection it would ask for the partition's leader again only after half a second.
             self._consumer.list_topics(self.topic, _SECONDS)
         try:

@@ -62,7 +62,7 @@ class OneProducer(Producers):
         self._kept = producer
         return producer
 
-    def prepare(self) -> None:
+    def prepare(self, used: Any) -> None:
         """There is one already."""
 
 

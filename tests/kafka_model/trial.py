@@ -254,7 +254,7 @@ def virtual(world: World, patches: Mapping[str, Any]) -> Iterator[None]:
     clock = SimpleNamespace(monotonic=lambda: world.now, sleep=world.sleep)
     connectors = "millstream.connectors."
     own = {
-        **{f"{connectors}kafka_{module}.time": clock for module in ("connection", "progress", "sending")},
+        **{f"{connectors}kafka_{module}.time": clock for module in ("connection", "producers", "progress", "sending")},
         f"{connectors}kafka_connection.random": world.draw,
         f"{connectors}kafka_producers.threading": SimpleNamespace(Thread=thread),
         f"{connectors}kafka_producers.Future": lambda: Later(world),
