@@ -57,15 +57,18 @@ def in_turns(ways: Mapping[str, Callable[[int], object]], runs: int) -> dict[str
 
 
 def show(what: str, count: int, best: Mapping[str, Run]) -> None:
-    """Print how many of ``what`` each way does a second, and the last one's share of the first one's speed.
+    """Print how many of ``what`` each way does a second, and the last way's speed as a share of each other one's.
 
     >>> show("rows", 1000, {"plain": Run(1.0, 0.5), "job": Run(2.0, 1.0)})
-    plain     1,000 rows/s     2,000 a second of processor time
-    job         500 rows/s     1,000 a second of processor time
-    ratio      0.50             0.50
+    plain         1,000 rows/s     2,000 a second of processor time
+    job             500 rows/s     1,000 a second of processor time
+    job/plain      0.50                 0.50
     """
+    width = max(map(len, best)) + 4
     for name, run in best.items():
         per_cpu = f"{count / run.cpu_s:>9,.0f} a second of processor time"
-        click.echo(f"{name:5} {count / run.seconds:>9,.0f} {what}/s {per_cpu}")
-    first, *_, last = best.values()
-    click.echo(f"ratio {first.seconds / last.seconds:>9.2f} {'':{len(what) + 2}} {first.cpu_s / last.cpu_s:>9.2f}")
+        click.echo(f"{name:{width}} {count / run.seconds:>9,.0f} {what}/s {per_cpu}")
+    last, others = list(best)[-1], list(best)[:-1]
+    for other in others:
+        wall, cpu = best[other].seconds / best[last].seconds, best[other].cpu_s / best[last].cpu_s
+        click.echo(f"{last + '/' + other:{width}} {wall:>9.2f} {'':{len(what) + 2}} {cpu:>9.2f}")
