@@ -155,7 +155,8 @@ def job(tables: Tables, rows: pa.Table) -> None:
         writing.run(Path(folder) / "job.duckdb", every="1s")
 
 
-def _as_text(rows: pa.Table) -> memoryview:
+def as_text(rows: pa.Table) -> memoryview:
+    """Return rows as COPY reads them in the format csv."""
     buffer = pa.BufferOutputStream()
     pyarrow.csv.write_csv(rows, buffer, pyarrow.csv.WriteOptions(include_header=False, quoting_style="needed"))
     return memoryview(buffer.getvalue())
@@ -165,7 +166,7 @@ def measure(dsn: str, rows: int, runs: int, *, upsert: bool) -> None:
     """Measure the three ways, and print how they went. Raises ClickException if they wrote different rows."""
     made = cache(lambda turn: orders(rows, turn))
     tuples = {turn: list(zip(*made(turn).to_pydict().values(), strict=True)) for turn in range(runs + 1)}
-    texts = {turn: _as_text(made(turn)) for turn in range(runs + 1)}
+    texts = {turn: as_text(made(turn)) for turn in range(runs + 1)}
     tables = Tables(dsn, f"millstream_benchmark_{uuid.uuid4().hex[:8]}", upsert)
     ways: dict[str, Callable[[int], None]] = {
         "plain": lambda turn: plain(tables, tuples[turn]),
