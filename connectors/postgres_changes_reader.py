@@ -6,16 +6,15 @@ import time
 from typing import TYPE_CHECKING, Any, Final
 
 import pyarrow as pa
-import pyarrow.csv
 from millstream.connectors.postgres_catalog import Column
+from millstream.connectors.postgres_changed_rows import ROWS, ChangedRows, Places
 from millstream.connectors.postgres_connection import Absence, blame_server
 from millstream.connectors.postgres_pgoutput import (
-    UNCHANGED,
+    DATA,
+    KIND,
+    TABLE,
     Begin,
-    Cells,
-    Change,
     Commit,
-    Incomplete,
     Keepalive,
     Relation,
     Truncate,
@@ -35,8 +34,9 @@ if TYPE_CHECKING:
 _TELL_EVERY: Final = 10.0
 """Seconds after which the server hears from us, and a position without rows goes into a checkpoint."""
 
+_PAUSE: Final = 0.005
+"""Seconds for which nothing is read after all there was: few large batches cost less than many small."""
 _SINCE_2000: Final = 946_684_800
-_PLAIN: Final = pyarrow.csv.WriteOptions(include_header=False)
 
 
 class ChangesReader(SplitReader):
@@ -64,10 +64,10 @@ class ChangesReader(SplitReader):
         self._said_used = False
         self._told, self._told_at = 0, 0.0
         self._moved_at = time.monotonic()
-        self._places: dict[int, list[int]] = {}
-        self._to_skip = 0
-        self._changes = 0
-        self._open = False
+        self._read_at = 0.0
+        self._places: dict[int, Places | None] = {}
+        self._lsn, self._skip = 0, 0
+        self._to_skip, self._changes, self._open = 0, 0, False
 
     def position(self) -> Position:
         """Where to read on from."""
@@ -172,32 +172,32 @@ class ChangesReader(SplitReader):
             self._position = {"lsn": position["lsn"], "skip": 0}
             return None
         self._position = {**position, "row": int(rows[NUMBER][-1].as_py())}
-        return self._weighted(rows.select(self._reader.schema.names), [1] * rows.num_rows)
+        return self._weighted(rows.select(self._reader.schema.names), pa.repeat(1, rows.num_rows))
 
     # -- the slot -------------------------------------------------------------------------------------------------
 
     def _from_slot(self) -> pa.RecordBatch | Chunk | SplitEnd:
-        from psycopg import OperationalError
-
         if self._stream is None:
             self._stream = self._replication()
             self._start(self._stream)
-        pgconn = self._stream.pgconn
-        pgconn.consume_input()
-        rows: list[Cells] = []
-        weights: list[int] = []
-        while len(rows) < self._batch_rows:
-            length, data = pgconn.get_copy_data(1)
-            if length == 0:
+        if time.monotonic() < self._read_at:
+            return SplitEnd.PENDING
+        rows = ChangedRows()
+        while rows.count < self._batch_rows:
+            message = _message(self._stream.pgconn)
+            if not message:
+                self._read_at = time.monotonic() + _PAUSE
                 break
-            if length < 0:
-                raise OperationalError("the server has ended the replication")
-            self._take(bytes(data), rows, weights)
+            if message[0] == DATA and message[KIND] in ROWS:
+                self._change(message, rows)
+            else:
+                self._take(message)
+        # Only now: what was taken in before the connection was lost is read again.
+        self._position = {"lsn": self._lsn, "skip": self._skip}
         self._tell(self._stream)
-        if rows:
+        if rows.count:
             self._moved_at = time.monotonic()
-            return self._batch(rows, weights)
-        assert self._position is not None
+            return self._batch(rows)
         behind = self._durable is None or self._durable != self._position
         if behind and time.monotonic() - self._moved_at >= _TELL_EVERY:
             self._moved_at = time.monotonic()
@@ -206,66 +206,64 @@ class ChangesReader(SplitReader):
 
     def _start(self, stream: psycopg.Connection[Any]) -> None:
         assert self._position is not None
-        lsn = self._position["lsn"]
-        self._to_skip, self._changes, self._open = self._position["skip"], 0, False
+        lsn = self._lsn = self._position["lsn"]
+        self._skip = self._to_skip = self._position["skip"]
+        self._changes, self._open = 0, False
         publication = literal(quote(self._slot.published))
         stream.execute(
             f"START_REPLICATION SLOT {quote(self._slot.name)} LOGICAL {lsn >> 32:X}/{lsn & 0xFFFFFFFF:X} "
             f"(proto_version '1', publication_names {publication})".encode()
         )
 
-    def _take(self, data: bytes, rows: list[Cells], weights: list[int]) -> None:
-        """Take in one message. The position moves with it, so that it is right wherever a batch ends."""
-        assert self._position is not None
-        match read_message(data):
+    def _change(self, message: bytes, rows: ChangedRows) -> None:
+        """Take in a change. The position moves with it, so that it is right wherever a batch ends."""
+        places = self._places[TABLE.unpack_from(message)[0]]
+        if places is None:
+            return
+        self._changes += 1
+        if self._changes > self._to_skip:
+            if not rows.add(message, places):
+                raise self._incomplete()
+            self._skip = self._changes
+
+    def _take(self, message: bytes) -> None:
+        """Take in any other message."""
+        match read_message(message):
             case Begin():
                 self._changes, self._open = 0, True
-            case Change() as change:
-                self._changes += 1
-                if self._changes > self._to_skip:
-                    self._add(change, rows, weights)
-                    self._position = {**self._position, "skip": self._changes}
             case Commit(end):
                 self._to_skip, self._open = 0, False
-                self._position = {"lsn": end, "skip": 0}
-            case Relation(oid, names):
-                self._places[oid] = self._columns_in(names)
-            case Incomplete():
-                place = self._slot.facts.place
-                raise DataError(
-                    f"{self._name}: the server does not say any more what goes from {place}: ALTER TABLE {place} "
-                    "REPLICA IDENTITY FULL was undone. Say it again, and start anew with another store and another slot"
-                )
-            case Truncate():
+                self._lsn, self._skip = end, 0
+            case Relation(oid, place, names):
+                # A publication may have other tables, too.
+                ours = oid == self._slot.facts.oid or place == self._slot.facts.place
+                self._places[oid] = self._columns_in(names) if ours else None
+            case Truncate(oids) if any(self._places[oid] is not None for oid in oids):
                 raise DataError(
                     f"{self._name}: {self._slot.facts.place} was truncated, and the server does not say which rows "
                     "went: start anew with another store and another slot; use DELETE where changes are read"
                 )
             case Keepalive(end, answer):
-                if not self._open and end > self._position["lsn"]:
-                    self._position = {"lsn": end, "skip": 0}
+                if not self._open and end > self._lsn:
+                    self._lsn, self._skip = end, 0
                 if answer:
                     self._told_at = 0.0
 
-    def _columns_in(self, names: tuple[str, ...]) -> list[int]:
+    def _incomplete(self) -> DataError:
+        place = self._slot.facts.place
+        return DataError(
+            f"{self._name}: the server does not say any more what goes from {place}: ALTER TABLE {place} "
+            "REPLICA IDENTITY FULL was undone. Say it again, and start anew with another store and another slot"
+        )
+
+    def _columns_in(self, names: tuple[str, ...]) -> Places:
         missing = [column.name for column in self._reader.columns if column.name not in names]
         if missing:
             raise DataError(
                 f"{self._name}: {self._slot.facts.place} has lost its columns {', '.join(missing)}: put them back, or "
                 "start the job without them, anew"
             )
-        return [names.index(column.name) for column in self._reader.columns]
-
-    def _add(self, change: Change, rows: list[Cells], weights: list[int]) -> None:
-        places, old, new = self._places[change.oid], change.old, change.new
-        if old is not None:
-            rows.append([old[place] for place in places])
-            weights.append(-1)
-        if new is not None:
-            # A large value that has not changed is only told with the old row.
-            given = [old[p] if new[p] is UNCHANGED and old is not None else new[p] for p in places]
-            rows.append(given)
-            weights.append(1)
+        return tuple(names.index(column.name) for column in self._reader.columns)
 
     def _tell(self, stream: psycopg.Connection[Any]) -> None:
         """Tell the server, now and then, how far we are for good: it may forget what lies before."""
@@ -278,15 +276,28 @@ class ChangesReader(SplitReader):
         stream.pgconn.flush()
         self._told, self._told_at = lsn, now
 
-    def _batch(self, rows: list[Cells], weights: list[int]) -> pa.RecordBatch:
-        columns = [pa.array(cells, pa.binary()).cast(pa.string()) for cells in zip(*rows, strict=True)]
-        buffer = pa.BufferOutputStream()
-        names = [f"c{index}" for index in range(len(columns))]
+    def _batch(self, rows: ChangedRows) -> pa.RecordBatch:
+        made = rows.as_csv()
+        if made is None:
+            raise self._incomplete()
+        text, weights = made
         # Read as COPY's text is, so that a row that goes equals the row that came.
-        pyarrow.csv.write_csv(pa.table(columns, names=names), buffer, _PLAIN)
-        return self._weighted(self._reader.rows(buffer.getvalue().to_pybytes()), weights)
+        return self._weighted(self._reader.rows(text), pa.array(weights))
 
-    def _weighted(self, rows: pa.Table, weights: list[int]) -> pa.RecordBatch:
+    def _weighted(self, rows: pa.Table, weights: pa.Array) -> pa.RecordBatch:
         schema = weighted(self._reader.schema)
         (batch,) = rows.combine_chunks().to_batches()
-        return pa.record_batch([*batch.columns, pa.array(weights, pa.int64())], schema=schema)
+        return pa.record_batch([*batch.columns, weights], schema=schema)
+
+
+def _message(pgconn: Any) -> bytes:
+    """Return the next message; nothing if none has come."""
+    from psycopg import OperationalError
+
+    length, data = pgconn.get_copy_data(1)
+    if length == 0:
+        pgconn.consume_input()
+        length, data = pgconn.get_copy_data(1)
+    if length < 0:
+        raise OperationalError("the server has ended the replication")
+    return bytes(data) if length else b""

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
-Cells: TypeAlias = Sequence[bytes | None]
-"""A row as text, column by column."""
+DATA: Final = ord("w")
+"""How a message begins that brings one of pgoutput; that one's kind is at ``KIND``."""
+KIND: Final = 25
+INSERT, UPDATE, DELETE = ord("I"), ord("U"), ord("D")
+"""The kinds that are changes of rows. They are read many at a time, by ``ChangedRows``."""
+TABLE: Final = struct.Struct(f">{KIND + 1}xI")
+"""Takes a change's table out of it, by number."""
+OLD_ROW: Final = 30
+"""Where an update or delete says which old row it brings."""
+WHOLE: Final = ord("O")
+"""It brings the whole old row."""
 
 _HEADER: Final = struct.Struct(">cqqq")
 _KEEPALIVE: Final = struct.Struct(">cqqb")
@@ -18,9 +26,6 @@ _COMMIT: Final = struct.Struct(">bqqq")
 _UINT: Final = struct.Struct(">I")
 _SHORT: Final = struct.Struct(">h")
 _COUNT_OPTIONS: Final = struct.Struct(">ib")
-
-UNCHANGED: Final = b"\x00unchanged"
-"""What stands for a large value that an update has left as it was; no text has a NUL."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,23 +47,8 @@ class Relation:
     """How rows of a table look from now on."""
 
     oid: int
+    place: str
     names: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Change:
-    """A row that came (``new``), went (``old``) or changed (both)."""
-
-    oid: int
-    old: Cells | None
-    new: Cells | None
-
-
-@dataclass(frozen=True, slots=True)
-class Incomplete:
-    """A row changed or went, and the server does not say which: the table's replica identity is not full."""
-
-    oid: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,11 +66,11 @@ class Keepalive:
     answer: bool
 
 
-Message: TypeAlias = Begin | Commit | Relation | Change | Incomplete | Truncate | Keepalive | None
+Message: TypeAlias = Begin | Commit | Relation | Truncate | Keepalive | None
 
 
 def read_message(data: bytes) -> Message:
-    """Return what the server says; None: something that does not matter here.
+    """Return what the server says that is no change of a row; None: something that does not matter here.
 
     Raises:
         ValueError: it is of no protocol known.
@@ -94,8 +84,6 @@ def read_message(data: bytes) -> Message:
     at = _HEADER.size
     kind, at = data[at : at + 1], at + 1
     match kind:
-        case b"I" | b"U" | b"D":
-            return _change(data, at, kind)
         case b"B":
             return Begin(_LSN_XID.unpack_from(data, at)[0])
         case b"C":
@@ -117,8 +105,8 @@ def status(durable: int, now: int) -> bytes:
 
 def _relation(data: bytes, at: int) -> Relation:
     (oid,) = _UINT.unpack_from(data, at)
-    _, at = _text(data, at + 4)
-    _, at = _text(data, at)
+    schema, at = _text(data, at + 4)
+    table, at = _text(data, at)
     (count,) = _SHORT.unpack_from(data, at + 1)
     at += 3
     names = []
@@ -126,40 +114,9 @@ def _relation(data: bytes, at: int) -> Relation:
         name, at = _text(data, at + 1)
         at += 8
         names.append(name)
-    return Relation(oid, tuple(names))
+    return Relation(oid, f"{schema}.{table}", tuple(names))
 
 
 def _text(data: bytes, at: int) -> tuple[str, int]:
     end = data.index(b"\0", at)
     return data[at:end].decode(), end + 1
-
-
-def _change(data: bytes, at: int, kind: bytes) -> Change | Incomplete:
-    (oid,) = _UINT.unpack_from(data, at)
-    at += 4
-    old: Cells | None = None
-    if kind != b"I":
-        if data[at : at + 1] != b"O":
-            return Incomplete(oid)
-        old, at = _cells(data, at + 1)
-        if kind == b"D":
-            return Change(oid, old, None)
-    new, _ = _cells(data, at + 1)
-    return Change(oid, old, new)
-
-
-def _cells(data: bytes, at: int) -> tuple[Cells, int]:
-    (count,) = _SHORT.unpack_from(data, at)
-    at += 2
-    cells: list[bytes | None] = []
-    for _ in range(count):
-        kind = data[at : at + 1]
-        at += 1
-        if kind == b"t":
-            (length,) = _UINT.unpack_from(data, at)
-            at += 4
-            cells.append(data[at : at + length])
-            at += length
-        else:
-            cells.append(UNCHANGED if kind == b"u" else None)
-    return cells, at

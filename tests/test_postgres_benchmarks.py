@@ -6,7 +6,7 @@ import click
 import psycopg
 import pytest
 from click.testing import CliRunner
-from millstream.benchmarks import postgres_upsert
+from millstream.benchmarks import postgres_changes, postgres_upsert
 from millstream.benchmarks.postgres_upsert import Tables, orders
 from servers.postgres import dsn
 
@@ -32,6 +32,23 @@ def test_upserts_and_appends_are_printed_beside_psycopg_alone(dsn):
     with psycopg.connect(dsn) as connection:
         left = connection.execute("SELECT tablename FROM pg_tables WHERE tablename LIKE 'millstream_%'").fetchall()
     assert left == []
+
+
+def test_changes_are_printed_beside_psycopg_alone(dsn):
+    words = ["--dsn", dsn, "--rows", "200", "--at-once", "70", "--runs", "1"]
+
+    ended = CliRunner().invoke(postgres_changes.main, words, catch_exceptions=False)
+
+    assert ended.exit_code == 0, ended.output
+    first, *lines = ended.output.splitlines()
+    assert first == "200 rows inserted, 70 in a transaction, 325 rows of changes, best of 1"
+    expected = [RATE.format("plain"), RATE.format("source"), r"source/plain +\d+\.\d\d +\d+\.\d\d"]
+    assert len(lines) == len(expected)
+    for line, pattern in zip(lines, expected, strict=True):
+        assert re.fullmatch(pattern, line), line
+    with psycopg.connect(dsn) as connection:
+        left = "SELECT slot_name FROM pg_replication_slots WHERE database = current_database()"
+        assert connection.execute(left).fetchall() == []
 
 
 @pytest.mark.parametrize("upsert", [True, False])

@@ -200,6 +200,20 @@ def test_a_publication_must_have_everything(table: str) -> None:
         reader_of(ms.postgres_changes(table, "t", slot="s1", publication="p")).read()
 
 
+def test_other_tables_of_a_publication_are_passed_over(table: str) -> None:
+    run(table, "create table other (id int primary key, name text, tags text[], at timestamptz, p inet, n numeric)")
+    run(table, "alter table other replica identity full")
+    run(table, "create publication p for all tables")
+    reader = reader_of(ms.postgres_changes(table, "t", slot="s1", publication="p", snapshot=False))
+    assert reader.read() is SplitEnd.PENDING
+    both = "insert into other (id) values (1); insert into t (id) values (6); delete from other; truncate other"
+    run(table, both)
+    run(table, "alter table t rename to renamed")
+    run(table, "insert into renamed (id) values (7)")
+    assert [row["id"] for row in read(reader, 2)] == [6, 7]
+    reader.close()
+
+
 # -- whole jobs ------------------------------------------------------------------------------------------------------
 
 JOB = """
