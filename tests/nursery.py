@@ -10,6 +10,7 @@ second epoch, and how many epochs there are would depend on the machine.
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
@@ -78,14 +79,21 @@ class End:
 
 
 class Nursery:
-    """The parent of all starts; a context manager."""
+    """The parent of all starts; a context manager.
+
+    Args:
+        modules: are imported as well, so that no start has to; none may start a thread.
+    """
+
+    def __init__(self, *modules: str) -> None:
+        self._modules = modules
 
     def __enter__(self) -> Nursery:
         # One thread for OpenBLAS, which would start its own at import.
         environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
         environment.pop("MILLSTREAM_FAILPOINTS", None)
         self._process = subprocess.Popen(
-            [sys.executable, __file__],
+            [sys.executable, __file__, *self._modules],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -149,6 +157,8 @@ def warm_up() -> None:
         except ImportError:
             continue  # a connector that is still to come
     before = threads()
+    for module in sys.argv[1:]:
+        importlib.import_module(module)
     load_kernels()
     assert threads() == before, "forking is not safe any more"
 
