@@ -14,12 +14,18 @@ from rich.table import Table
 
 
 class Ledger(msgspec.Struct):
-    """The whole run."""
+    """The whole run.
+
+    Attributes:
+        rows: how many were read.
+        others: what else was done to it, and how often.
+    """
 
     seed: int
     kills: list[Kill]
     rows: int = 0
     seconds: float = 0.0
+    others: dict[str, int] = msgspec.field(default_factory=dict)
     readers: dict[str, Findings] = msgspec.field(default_factory=dict)
     violations: list[str] = msgspec.field(default_factory=list)
 
@@ -35,10 +41,13 @@ def tables(ledger: Ledger) -> Sequence[Table]:
         longest = f"median {median(recoveries):.2f} s, longest {max(recoveries):.2f} s ({len(recoveries)} starts)"
         total.add_row("from a start to its first new epoch", longest)
     total.add_row("epochs committed", str(max((kill.epoch for kill in ledger.kills), default=0)))
-    total.add_row("bids", f"{ledger.rows:,}")
+    total.add_row("rows read", f"{ledger.rows:,}")
     total.add_row("seconds", f"{ledger.seconds:.0f}")
+    for what, count in ledger.others.items():
+        total.add_row(what, f"{count:,}")
     for name, seen in ledger.readers.items():
-        text = f"{seen.looks:,} looks: {seen.epochs:,} epochs, {seen.files:,} files, {seen.rows:,} rows"
+        files = f"{seen.epochs:,} epochs, {seen.files:,} files, " if seen.files else ""
+        text = f"{seen.looks:,} looks: {files}{seen.rows:,} rows"
         total.add_row(f"reader of {Path(name).name}", text)
     total.add_row("violations", str(len(ledger.violations)))
     return [where, total]

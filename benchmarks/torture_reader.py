@@ -71,6 +71,10 @@ class FolderReader:
         for name, path in there.items():
             self._look_at(name, path)
 
+    def seen(self) -> set[str]:
+        """The names at the top of the folder, as of the last look."""
+        return set(self._known)
+
     def _look_at(self, name: str, path: Path) -> None:
         files = self._files(path)
         before = self._known.get(name)

@@ -47,7 +47,7 @@ class Disturber(Killer):
         """
         kind = self.draw.random()
         if kind < ZOMBIES:
-            return self._stop_and_kill()
+            return self.stop_and_kill()
         if kind < ZOMBIES + FAIL_POINTS:
             name, hit = self.draw.choice(POINTS), self.draw.randint(1, HITS)
             return self._kill_at(name, 1 if name.startswith(_ONCE) else hit)
@@ -78,7 +78,7 @@ class Disturber(Killer):
             self.unreached[name] += 1
         return self._died(epoch, after, f"at {name}" if reached else f"{name} not reached", "fail point")
 
-    def _stop_and_kill(self) -> Kill:
+    def stop_and_kill(self) -> Kill:
         """Stop it in mid-run, start it again beside that, which must be refused; then kill it, now or later."""
         epoch, part = self.job.last_epoch(), self.draw.random()
         with self.start() as process:
@@ -100,6 +100,20 @@ class Disturber(Killer):
                 process.kill()
             after = time.monotonic() - began
         return self._died(epoch, after, where, "SIGSTOP, then SIGKILL", recovery)
+
+    def kill_after(self, disturb: Callable[[], None], how: str) -> Kill:
+        """Let it get to work, disturb what it works with, demand that it gets on all the same, and kill it."""
+        epoch = self.job.last_epoch()
+        with self.start() as process:
+            began = time.monotonic()
+            self._watch(process, lambda: self.job.last_epoch() > epoch)
+            recovery = time.monotonic() - began
+            disturb()
+            last = self.job.last_epoch()
+            self._watch(process, lambda: self.job.last_epoch() > last + 1)
+            process.kill()
+            after = time.monotonic() - began
+        return self._died(epoch, after, "between epochs", how, recovery)
 
     def _demand_refusal(self) -> None:
         with self.start() as second:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import random
-import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Final, TypeAlias
+from types import TracebackType
+from typing import Final, Protocol
 
 import msgspec
-from millstream.torture.job_on_disk import JobOnDisk
 
 LOOK: Final = 0.001
 """Seconds between two looks at what the job is doing."""
@@ -24,7 +23,50 @@ COMMITTED: Final = 0.2
 """The parts of the kills that may hit before there is a new epoch, that wait until files are staged or become visible,
 and that wait until the store writes a checkpoint."""
 
-Process: TypeAlias = subprocess.Popen[bytes]
+
+class Process(Protocol):
+    """A start of a job, as ``subprocess.Popen`` has it; to leave it as a context manager waits for its end."""
+
+    @property
+    def returncode(self) -> int | None:
+        """The exit code, negative for a signal; None before ``poll`` or ``wait`` has seen the end."""
+
+    def poll(self) -> int | None:
+        """Look whether it has ended, and return its exit code then."""
+
+    def wait(self) -> int:
+        """Wait for its end and return its exit code."""
+
+    def kill(self) -> None:
+        """Send SIGKILL."""
+
+    def send_signal(self, sig: int, /) -> None:
+        """Send a signal."""
+
+    def __enter__(self) -> Process: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
+    ) -> None: ...
+
+
+class Watched(Protocol):
+    """A job as it shows from outside; ``JobOnDisk`` is one."""
+
+    def last_epoch(self) -> int:
+        """The last epoch that was acknowledged."""
+
+    def generations(self) -> set[str]:
+        """A name for each start of which there is a trace; asked while no start lives."""
+
+    def log_written(self) -> object:
+        """What changes when the store writes a checkpoint."""
+
+    def moment(self) -> object:
+        """What changes when sinks prepare or publish, and when the store writes a checkpoint."""
+
+    def where_it_died(self, before: set[str], epoch_before: int, /) -> str:
+        """Say what a killed or stopped start had come to; ``before`` are the generations before it."""
 
 
 class Tortured(Exception):
@@ -66,7 +108,7 @@ class Killer:
         log: where the job's output is, for messages.
     """
 
-    job: JobOnDisk
+    job: Watched
     start: Callable[[], Process]
     draw: random.Random
     longest: float
