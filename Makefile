@@ -20,6 +20,7 @@ test: $(VENV)/dev.stamp
 # What tests of connectors run against; without it they are skipped. Needs Java 17 or newer, and Maven.
 servers:
 	$(PYTHON) tests/servers/kafka.py
+	$(PYTHON) tests/servers/registry.py
 
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from millstream.connectors.file_formats import JsonLines, json_lines
 from millstream.connectors.outbox import plain_schema
+from millstream.connectors.value_encoding import Encoding, ValueEncoder
 from millstream.engine.changelog import WEIGHT, is_changelog, unweighted
 from millstream.engine.codes import byte_strings, has_form, is_text
 from millstream.engine.errors import DataError, SchemaError
@@ -36,7 +37,8 @@ class Shape:
 
     Attributes:
         keys: none: messages have no key; one: its bytes, or its value as text; more: a JSON object of them.
-        value: ``json``: an object of all columns but those of ``headers`` and ``partition``; ``raw``: ``column``.
+        value: ``raw``: ``column``; otherwise all columns but those of ``headers`` and ``partition``, as a JSON object
+            with ``json``, or else as ``encoding`` says.
         headers: from the header's name to the column.
     """
 
@@ -46,6 +48,12 @@ class Shape:
     headers: Mapping[str, str]
     timestamp: str | None
     partition: str | None
+    encoding: Encoding | None = None
+
+    def value_schema(self, schema: pa.Schema) -> pa.Schema:
+        """The columns that a value is made of, with their types."""
+        plain = plain_schema(unweighted(schema))
+        return pa.schema([plain.field(name) for name in self.value_columns(schema)])
 
     def value_columns(self, schema: pa.Schema) -> list[str]:
         """The columns that a value is made of."""
@@ -82,7 +90,9 @@ class Shape:
         if self.value == "json":
             if not self.value_columns(schema):
                 raise SchemaError("no column is left for the value of messages")
-            JsonLines().check(plain_schema(pa.schema([plain.field(name) for name in self.value_columns(schema)])))
+            JsonLines().check(self.value_schema(schema))
+        if self.encoding is not None:
+            self.encoding.check(self.value_schema(schema))
 
     def message_schema(self, schema: pa.Schema) -> pa.Schema:
         """The schema of messages of such rows, with a weight if they have one."""
@@ -102,11 +112,21 @@ class Messages:
         most_bytes: that a message may have.
         needs_key: the topic refuses messages without a key.
         first: the partition of the first batch without keys; each batch goes to the next one.
+        values: encodes values, if the shape says how.
     """
 
     def __init__(
-        self, name: str, shape: Shape, partitions: int, most_bytes: int, *, needs_key: bool, first: int
+        self,
+        name: str,
+        shape: Shape,
+        partitions: int,
+        most_bytes: int,
+        *,
+        needs_key: bool,
+        first: int,
+        values: ValueEncoder | None = None,
     ) -> None:
+        self._values = values
         self._name = name
         self._shape = shape
         self._partitions = partitions
@@ -143,6 +163,11 @@ class Messages:
 
     def _value(self, rows: pa.Table) -> pa.Array:
         names = self._shape.value_columns(rows.schema)
+        if self._values is not None:
+            try:
+                return self._values.encode(rows.select(names))
+            except DataError as error:
+                raise DataError(f"{self._name}: {error}") from None
         return as_json(rows.select(names)) if self._shape.value == "json" else as_bytes(_one(rows[names[0]]))
 
     def _partition(self, rows: pa.Table, key: pa.Array) -> pa.Array:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 import pyarrow as pa
+from millstream.connectors.avro_messages import avro_driver
 from millstream.connectors.files_sink import byte_size
 from millstream.connectors.kafka_committer import KafkaCommitter, Target
 from millstream.connectors.kafka_connection import Brokers, blame_brokers, driver, persistently
@@ -16,6 +17,9 @@ from millstream.connectors.kafka_progress import Progress, progress_name, topic_
 from millstream.connectors.kafka_writers import OutboxMessages, SentAtOnce
 from millstream.connectors.outbox import Generations, check_keys, outbox_table
 from millstream.connectors.outbox_marker import Publisher
+from millstream.connectors.protobuf_types import protobuf_driver
+from millstream.connectors.schema_registry import Given, registry_of
+from millstream.connectors.value_encoding import Encoding, ValueEncoder
 from millstream.engine.changelog import is_changelog
 from millstream.engine.errors import JobError, SchemaError
 from millstream.engine.logs import log
@@ -26,6 +30,7 @@ from millstream.engine.time import Duration, micros
 _MOST_BYTES: Final = 1_000_000
 """That a client sends in a message, unless told otherwise."""
 _SECONDS: Final = 30.0
+_VALUES: Final = ("json", "csv", "avro", "protobuf", "raw")
 
 
 def kafka_sink(  # noqa: PLR0913
@@ -33,7 +38,7 @@ def kafka_sink(  # noqa: PLR0913
     topic: str,
     *,
     key: str | Sequence[str] | None = None,
-    value: Literal["json", "raw"] = "json",
+    value: Literal["json", "csv", "avro", "protobuf", "raw"] = "json",
     column: str | None = None,
     headers: Mapping[str, str] | None = None,
     timestamp: str | None = None,
@@ -46,6 +51,10 @@ def kafka_sink(  # noqa: PLR0913
     patience: Duration = "60s",
     settings: Mapping[str, Any] | None = None,
     name: str | None = None,
+    registry: str | Mapping[str, Any] | None = None,
+    message: Any = None,
+    subject: str | None = None,
+    auto_register: bool = True,
 ) -> KafkaSink:
     """Write rows to a Kafka topic, exactly once for readers of what is committed (``read_committed``).
 
@@ -57,7 +66,8 @@ def kafka_sink(  # noqa: PLR0913
         topic: it must be there.
         key: the column with messages' keys, whose partitions are those that Kafka's Java client chooses; several
             columns make a JSON object. None: messages have no key, and partitions take turns.
-        value: ``json``: a JSON object of the row; ``raw``: the text or the bytes of one column.
+        value: ``json``: a JSON object of the row; ``csv``: a record without header; ``avro``; ``protobuf``; ``raw``:
+            the text or the bytes of one column.
         column: which one it is; None: ``value``.
         headers: from the name of a header to the column it comes from.
         timestamp: the column with messages' times; None: when they are sent.
@@ -71,6 +81,13 @@ def kafka_sink(  # noqa: PLR0913
         patience: how long to try again while the brokers are away, before the job restarts.
         settings: librdkafka's, as in ``{"security.protocol": "SASL_SSL", "sasl.password": "${env:KAFKA_PASSWORD}"}``.
 
+        registry: for "avro" and "protobuf": the URL of a schema registry, or settings for its client, as for
+            ``kafka_source``. Values then begin with the id of their schema.
+        message: the schema, as for ``kafka_source``; None: one is made of the columns.
+        subject: what the registry calls it; None: ``TOPIC-value``.
+        auto_register: register the schema when the job starts. Otherwise it must be there; without ``message`` it is
+            the subject's latest.
+
     Raises:
         JobError: an argument makes no sense.
 
@@ -82,23 +99,37 @@ def kafka_sink(  # noqa: PLR0913
     if mode == "upsert" and not (keys and delivery == "exactly_once"):
         raise JobError("kafka_sink(): upserts need key= and delivery='exactly_once'")
     size = byte_size(transaction_bytes)
-    shape = Shape(keys, value, column or "value", dict(headers or {}), timestamp, partition)
+    given = Given(registry, message, subject)
+    encoding = _encoding(topic, value, given, auto_register)
+    shape = Shape(keys, value, column or "value", dict(headers or {}), timestamp, partition, encoding)
     cluster = Brokers(brokers if isinstance(brokers, str) else ",".join(brokers), dict(settings or {}))
     options = Options(mode, delivery, again, progress, size, micros(patience) / 1_000_000)
     return KafkaSink(cluster, topic, shape, options, name or f"kafka:{topic}")
 
 
 def _check_choices(topic: str, value: str, column: str | None, mode: str | None, delivery: str) -> None:
-    if value not in ("json", "raw"):
-        raise JobError(f"kafka_sink(): value must be 'json' or 'raw', got {value!r}")
-    if value == "json" and column is not None:
-        raise JobError(f"kafka_sink(): column= is for value='raw'; JSON is made of all columns, got {column!r}")
+    if value not in _VALUES:
+        raise JobError(f"kafka_sink(): value must be {' or '.join(map(repr, _VALUES))}, got {value!r}")
+    if value != "raw" and column is not None:
+        raise JobError(f"kafka_sink(): column= is for value='raw'; others are made of all columns, got {column!r}")
     if mode not in ("append", "upsert", None):
         raise JobError(f"kafka_sink(): mode must be 'append' or 'upsert', got {mode!r}")
     if delivery not in ("exactly_once", "at_least_once"):
         raise JobError(f"kafka_sink(): delivery must be 'exactly_once' or 'at_least_once', got {delivery!r}")
     if not topic:
         raise JobError("kafka_sink(): the topic has no name")
+
+
+def _encoding(topic: str, value: str, given: Given, auto_register: bool) -> Encoding | None:
+    if value not in ("avro", "protobuf"):
+        if given != Given(None, None, None) or not auto_register:
+            raise JobError("kafka_sink(): registry, message, subject and auto_register are for Avro and Protobuf")
+        return Encoding("csv") if value == "csv" else None
+    if given.registry is None and not auto_register:
+        raise JobError("kafka_sink(): auto_register=False says how to use a registry=, and there is none")
+    avro_driver() if value == "avro" else protobuf_driver()
+    registry = None if given.registry is None else registry_of(given.registry)
+    return Encoding(value, registry, given.message, given.subject or f"{topic}-value", auto_register)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,11 +151,13 @@ class TopicFacts:
     Attributes:
         most_bytes: that topic and client allow a message.
         compacted: it takes no messages without a key.
+        values: encodes values; None: the shape says it all.
     """
 
     partitions: int
     most_bytes: int
     compacted: bool
+    values: ValueEncoder | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +221,15 @@ class KafkaSink(Sink):
         facts = self._facts(schema, context)
         needs_key = facts.compacted or self._upserts(schema)
         first = context.subtask % facts.partitions
-        messages = Messages(self.name, self.shape, facts.partitions, facts.most_bytes, needs_key=needs_key, first=first)
+        messages = Messages(
+            self.name,
+            self.shape,
+            facts.partitions,
+            facts.most_bytes,
+            needs_key=needs_key,
+            first=first,
+            values=facts.values,
+        )
         if not self._once:
             return SentAtOnce(self.name, self.brokers, self.topic, messages, facts.most_bytes, self.options.patience)
         keys = (KEY,) if self._upserts(schema) else ()
@@ -239,18 +280,26 @@ class KafkaSink(Sink):
 
     def _facts(self, schema: pa.Schema, context: SinkContext) -> TopicFacts:
         """Return the topic, checked."""
-        del schema
         key = (context.job_id, context.generation)
         with self._checked.lock:
             found = self._checked.facts.get(key)
             if found is None:
                 with blame_brokers(self.name, f"looking at topic {self.topic!r}", self.brokers):
-                    found = persistently(self._look, self.name, self.options.patience, self.brokers)
+                    values = self._values(schema)
+                    found = persistently(lambda: self._look(values), self.name, self.options.patience, self.brokers)
                 self._checked.facts.clear()
                 self._checked.facts[key] = found
             return found
 
-    def _look(self) -> TopicFacts:
+    def _values(self, schema: pa.Schema) -> ValueEncoder | None:
+        """Settle how values are encoded, before the first is: what waits in the checkpoint names its schema."""
+        encoding = self.shape.encoding
+        try:
+            return None if encoding is None else encoding.start(self.shape.value_schema(schema))
+        except (SchemaError, JobError) as error:
+            raise type(error)(f"{self.name}: {error}") from None
+
+    def _look(self, values: ValueEncoder | None) -> TopicFacts:
         kafka = driver()
         admin = self.brokers.admin()
         topic = admin.list_topics(self.topic, timeout=_SECONDS).topics[self.topic]
@@ -270,4 +319,4 @@ class KafkaSink(Sink):
             log.warning("upserts go to a Kafka topic that is not compacted", sink=self.name, topic=self.topic)
         allowed = int(self.brokers.settings.get("message.max.bytes", _MOST_BYTES))
         most = min(allowed, int(found.get("max.message.bytes", allowed)))
-        return TopicFacts(len(topic.partitions), most, compacted)
+        return TopicFacts(len(topic.partitions), most, compacted, values)

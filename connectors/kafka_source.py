@@ -13,20 +13,22 @@ from millstream.connectors.csv_decoder import CsvDialect, check_csv_types
 from millstream.connectors.kafka_connection import Brokers, driver
 from millstream.connectors.kafka_metadata import KEY_TYPES, METADATA_TYPES
 from millstream.connectors.message_decoders import RAW_COLUMN, CsvMessages, JsonMessages, MessageDecoder, RawMessages
-from millstream.engine.errors import JobError
+from millstream.connectors.schema_registry import Given
+from millstream.engine.errors import JobError, SchemaError
 from millstream.engine.expression_types import Schema, schema_of
 from millstream.engine.source import Position, ReadContext, Source, Split, SplitOrder, SplitReader
 
 if TYPE_CHECKING:
     from millstream.connectors.kafka_reader import Cluster, OnError, OnLost
     from millstream.connectors.kafka_topics import Place, Topics
+    from millstream.connectors.value_format import ValueFormat
     from millstream.engine.expression import Expr
 
 Start: TypeAlias = Literal["earliest", "latest"] | dt.datetime
-Value: TypeAlias = Literal["json", "csv", "string", "raw"]
+Value: TypeAlias = Literal["json", "csv", "avro", "protobuf", "string", "raw"]
 
 _CHOICES: Final = {
-    "value": ("json", "csv", "string", "raw"),
+    "value": ("json", "csv", "avro", "protobuf", "string", "raw"),
     "key": tuple(KEY_TYPES),
     "tombstones": ("keep", "skip"),
     "on_error": ("fail", "dead_letter"),
@@ -60,6 +62,9 @@ def kafka_source(  # noqa: PLR0913 - all but the first two by name
     delimiter: str = ",",
     quote: str | None = '"',
     null_values: Sequence[str] = ("",),
+    registry: str | Mapping[str, Any] | None = None,
+    message: Any = None,
+    subject: str | None = None,
 ) -> KafkaSource:
     """Read topics of Apache Kafka, or of what speaks its protocol; needs ``pip install 'millstream[kafka]'``.
 
@@ -69,8 +74,10 @@ def kafka_source(  # noqa: PLR0913 - all but the first two by name
     Args:
         brokers: ``"host:port"`` of some of the brokers, separated by commas or as a list.
         topic: the name of a topic, or several.
-        schema: the columns of the value, as in ``{"id": "int64"}``, of CSV in order; not for "string" and "raw".
-        value: what values are: "json" (an object each), "csv" (a record each), "string" or "raw", one column ``value``.
+        schema: the columns of the value, as in ``{"id": "int64"}``, of CSV in order; not for "string" and "raw". Of
+            Avro and Protobuf, the fields to read; None: those of ``message``, or of the registry's latest version.
+        value: what values are: "json" (an object each), "csv" (a record each), "avro", "protobuf", or "string" or
+            "raw", one column ``value``.
         metadata: more columns: "key", "timestamp" (of the message, in UTC), "headers", "topic", "partition", "offset";
             as a list, or a mapping to the names the columns get, as in ``{"timestamp": "at"}``.
         key: what keys are: "binary", "string" (UTF-8), or "int32" and "int64" as Kafka's serializers write them.
@@ -85,9 +92,15 @@ def kafka_source(  # noqa: PLR0913 - all but the first two by name
         settings: for librdkafka, such as ``{"security.protocol": "SASL_SSL", "sasl.password": "${env:SECRET}"}``.
         name: how plans and logs call it; otherwise the topics.
         delimiter, quote, null_values: how CSV is written, as for ``files``.
+        registry: for "avro" and "protobuf": the URL of a schema registry, in which messages name their schemas, or
+            settings for its client: ``{"url": ..., "basic.auth.user.info": "${env:REGISTRY_LOGIN}"}``.
+        message: for "avro", a schema as a dict or JSON text; for "protobuf", a generated class or a descriptor: what
+            values are where there is no registry, and otherwise what to read them as.
+        subject: what the registry calls the schema; None: ``TOPIC-value``.
 
     Raises:
         JobError: the options contradict each other, or the client library is not there.
+        ExternalError: the schema is to be looked up now, and the registry is away.
 
     >>> kafka_source("localhost:9092", "orders", schema={"item": str}, metadata={"timestamp": "at"}).schema.names
     ['item', 'at']
@@ -95,12 +108,18 @@ def kafka_source(  # noqa: PLR0913 - all but the first two by name
     topics = (topic,) if isinstance(topic, str) else tuple(topic)
     called = name or ", ".join(topics)
     _check(called, topics, start, value=value, key=key, tombstones=tombstones, on_error=on_error, on_lost=on_lost)
-    fields = _value_schema(called, value, schema)
+    given = Given(registry, message, subject)
+    format_ = _value_format(called, value, given, schema, topics)
+    fields = format_.columns() if format_ and schema is None else _value_schema(called, value, schema)
+    if format_ is not None:
+        format_.decoder(fields)
     kinds = _metadata_columns(called, metadata, fields)
     columns = _columns(fields, kinds, key)
     dialect = CsvDialect(delimiter, quote, header=False, null_values=tuple(null_values))
     client = _Client(*_reached(called, brokers, settings or {}), topics, group, called, start, bounded)
-    return KafkaSource(called, topics, columns, kinds, value, fields, dialect, tombstones, on_error, on_lost, client)
+    return KafkaSource(
+        called, topics, columns, kinds, value, fields, dialect, tombstones, on_error, on_lost, client, format_
+    )
 
 
 class _Client:
@@ -197,6 +216,7 @@ class KafkaSource(Source):
     on_error: OnError
     on_lost: OnLost
     client: _Client = field(repr=False)
+    format_: ValueFormat | None = field(default=None, repr=False)
 
     @property
     def name(self) -> str:
@@ -261,11 +281,30 @@ class KafkaSource(Source):
         return "replayable: the offset in every partition is in the checkpoint"
 
     def _values(self, of_value: pa.Schema) -> MessageDecoder:
+        if self.format_ is not None:
+            return self.format_.decoder(of_value)
         if self.value == "json":
             return JsonMessages(of_value)
         if self.value == "csv":
             return CsvMessages(of_value, self.fields.names, self.dialect)
         return RawMessages(of_value.field(0).type)
+
+
+def _value_format(
+    source: str, value: Value, given: Given, schema: Schema | None, topics: Sequence[str]
+) -> ValueFormat | None:
+    """Return how Avro and Protobuf are decoded; None: values are something else."""
+    if value not in ("avro", "protobuf"):
+        if given.registry is not None or given.message is not None or given.subject is not None:
+            raise JobError(f"kafka_source({source!r}): registry, message and subject are for Avro and Protobuf")
+        return None
+    from millstream.connectors.value_format import value_format
+
+    try:
+        subject = given.subject or f"{topics[0]}-value"
+        return value_format(value, given.registry, given.message, subject, declared=schema is not None)
+    except (JobError, SchemaError) as error:
+        raise JobError(f"kafka_source({source!r}): {error}") from None
 
 
 def _check(source: str, topics: Sequence[str], start: object, **chosen: str) -> None:
@@ -304,7 +343,7 @@ def _value_schema(source: str, value: Value, schema: Schema | None) -> pa.Schema
         raise JobError(f"kafka_source({source!r}): schema needs one or more columns, each of another name")
     if value == "csv":
         check_csv_types(columns)
-    else:
+    elif value == "json":
         JsonMessages(columns)
     return columns
 
