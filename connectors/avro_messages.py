@@ -70,6 +70,8 @@ class AvroMessages:
         self._reader = None if reader is None and columns.names == list(arrow_fields(written)) else _part(read, columns)
         fields = arrow_fields(read)
         types = {name: _decoded_as(name, read, written) for name in columns.names if name in fields}
+        if not types:
+            raise SchemaError(f"it has none of the columns {', '.join(columns.names)}, but: {', '.join(fields)}")
         self._columns = [(itemgetter(field.name), types.get(field.name), field.type) for field in columns]
         self._try()
 

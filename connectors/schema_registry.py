@@ -105,7 +105,9 @@ class Registry:
     def look_up(self, subject: str, kind: str, text: str) -> int:
         """Return the id of a schema that is registered under a subject. Raises as ``get``."""
         schema = _schema(kind, text)
-        found = self._ask(f"a schema of subject {subject!r}", lambda client: client.lookup_schema(subject, schema, True))
+        found = self._ask(
+            f"a schema of subject {subject!r}", lambda client: client.lookup_schema(subject, schema, True)
+        )
         return int(found.schema_id)
 
     def hide(self, text: str) -> str:

@@ -95,14 +95,14 @@ class Encoding:
         if self.kind == "avro":
             schema = avro_of(columns, self.subject) if self.message is None else avro_schema(self.message)
             return Registered(0, "AVRO", _text(schema))
-        from millstream.connectors.protobuf_encoding import own_message
+        from millstream.connectors.protobuf_format import own_message
 
         return own_message(columns, self.subject, self.message)
 
     def _encoder(self, columns: pa.Schema, schema: Registered, prefix: bytes) -> ValueEncoder:
         if self.kind == "avro":
             return AvroValues(avro_text(schema), columns, avro_references(schema), prefix)
-        from millstream.connectors.protobuf_encoding import message_encoder
+        from millstream.connectors.protobuf_format import message_encoder
 
         return message_encoder(schema, columns, self.message, prefix)
 
