@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import io
 import os
 import zlib
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 import pyarrow as pa
 from millstream.connectors.reading_plan import BadFile, FileChanged
 from millstream.engine.errors import ExternalError
 
+if TYPE_CHECKING:
+    from millstream.connectors.object_store import ObjectPath
+    from millstream.connectors.paths import InputPath
+
 COMPRESSIONS: Final = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}
 """Suffixes of compressed files, and the compressions they stand for."""
 
+_FETCH_AT_ONCE: Final = 4 << 20
 _SKIP_AT_A_TIME: Final = 1 << 20
 
 
@@ -41,9 +47,11 @@ class ByteInput(ABC):
         """Let go of the file."""
 
 
-def open_bytes(path: Path, size: int) -> ByteInput:
+def open_bytes(path: InputPath, size: int) -> ByteInput:
     """Open a file of ``size`` bytes at its start; its suffix tells how it is compressed."""
-    return PackedBytes(path, size) if path.suffix in COMPRESSIONS else PlainBytes(path, size)
+    if path.suffix in COMPRESSIONS:
+        return PackedBytes(path, size)
+    return PlainBytes(path, size) if isinstance(path, Path) else ObjectBytes(path, size)
 
 
 class PlainBytes(ByteInput):
@@ -62,7 +70,7 @@ class PlainBytes(ByteInput):
         """Return up to ``size`` bytes."""
         try:
             with self._path.open("rb", buffering=0) as file:
-                _check_size(file.fileno(), self._size)
+                _check_size(os.fstat(file.fileno()).st_size, self._size)
                 file.seek(self._offset)
                 data = _read_fully(file, size)
         except OSError as error:
@@ -71,10 +79,41 @@ class PlainBytes(ByteInput):
         return data
 
 
+class ObjectBytes(ByteInput):
+    """An uncompressed object, of which more is fetched than is asked for."""
+
+    def __init__(self, path: ObjectPath, size: int) -> None:
+        self._path = path
+        self._size = size
+        self._offset = 0
+        self._file: BinaryIO | None = None
+
+    def seek(self, offset: int) -> None:
+        """Go to an offset."""
+        self._offset = offset
+        if self._file is not None:
+            self._file.seek(offset)
+
+    def read(self, size: int) -> bytes:
+        """Return up to ``size`` bytes; raises as ``ObjectPath.open``, too."""
+        if self._file is None:
+            self._file = _opened(self._path, self._size)
+            self._file.seek(self._offset)
+        data = _read_fully(self._file, size)
+        self._offset += len(data)
+        return data
+
+    def close(self) -> None:
+        """Let go of the object."""
+        if self._file is not None:
+            self._file.close()
+        self._file = None
+
+
 class PackedBytes(ByteInput):
     """A compressed file: to go back, or forward, is to unpack it again up to there."""
 
-    def __init__(self, path: Path, size: int) -> None:
+    def __init__(self, path: InputPath, size: int) -> None:
         self._path = path
         self._size = size
         self._stream: Any = None
@@ -111,8 +150,7 @@ class PackedBytes(ByteInput):
         self._stream, self._offset = None, 0
 
     def _unpacking(self) -> Any:
-        self._file = self._path.open("rb")
-        _check_size(self._file.fileno(), self._size)
+        self._file = _opened(self._path, self._size)
         if self._path.suffix == ".gz":
             return gzip.open(self._file)
         if self._path.suffix == ".bz2":
@@ -120,8 +158,17 @@ class PackedBytes(ByteInput):
         return pa.input_stream(self._file, compression=COMPRESSIONS[self._path.suffix])
 
 
-def _check_size(descriptor: int, expected: int) -> None:
-    size = os.fstat(descriptor).st_size
+def _opened(path: InputPath, size: int) -> BinaryIO:
+    if not isinstance(path, Path):
+        object_ = path.open()
+        _check_size(object_.size, size)
+        return io.BufferedReader(object_, _FETCH_AT_ONCE)
+    local = path.open("rb")
+    _check_size(os.fstat(local.fileno()).st_size, size)
+    return local
+
+
+def _check_size(size: int, expected: int) -> None:
     if size != expected:
         raise FileChanged(f"it had {expected} bytes when it was found, and has {size} now")
 
@@ -135,7 +182,7 @@ def _read_fully(file: Any, size: int) -> bytes:
     return b"".join(parts)
 
 
-def _cannot_read(path: Path, error: OSError) -> ExternalError:
+def _cannot_read(path: InputPath, error: OSError) -> ExternalError:
     return ExternalError(
         f"{path} cannot be read: {error.strerror or error}; see that it is there and may be read, the job goes on from "
         "its last checkpoint"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -13,10 +13,12 @@ import pyarrow as pa
 from millstream.connectors.byte_input import COMPRESSIONS, open_bytes
 from millstream.connectors.csv_decoder import CsvDialect, check_csv_types
 from millstream.connectors.json_decoder import JsonDecoder
+from millstream.connectors.object_listing import ObjectListing
+from millstream.connectors.object_store import SCHEME, ObjectStore
 from millstream.connectors.parquet_files import ParquetFiles
 from millstream.connectors.parquet_reader import ParquetReader, Stretch, stretches
 from millstream.connectors.paths import FileListing, FoundFile
-from millstream.connectors.reading_plan import BadFile, BadInput, ReadingPlan
+from millstream.connectors.reading_plan import BadFile, BadInput, FileChanged, ReadingPlan
 from millstream.connectors.schema_guess import csv_schema, json_schema, parquet_schema
 from millstream.connectors.text_formats import CsvText, JsonText
 from millstream.connectors.text_reader import TextFormat, TextReader
@@ -59,6 +61,7 @@ def files(  # noqa: PLR0913 - all but the first by name
     quote: str | None = '"',
     header: bool = True,
     null_values: Sequence[str] = ("",),
+    options: Mapping[str, str] | None = None,
 ) -> FilesSource:
     """Read Parquet, CSV or JSON lines files; text may be packed (``.gz``, ``.zst``, ``.bz2``).
 
@@ -67,7 +70,7 @@ def files(  # noqa: PLR0913 - all but the first by name
     Write a new file elsewhere, or under a name that begins with ``.`` or ``_`` or ends in ``.tmp``, and rename it.
 
     Args:
-        paths: a file, a folder (all files below it), a pattern with ``*``, ``?``, ``[a-z]`` or ``**``, or several.
+        paths: a file, a folder with all below it, a pattern (``*``, ``?``, ``[a-z]``, ``**``), or several; ``s3://…``.
         format: "parquet", "csv" or "jsonl"; otherwise the suffix of the files tells.
         schema: the columns to read and their types, as in ``{"id": "int64", "name": str}``. Otherwise a Parquet file's
             own; those of text files are guessed from where the first files begin.
@@ -75,16 +78,17 @@ def files(  # noqa: PLR0913 - all but the first by name
         order: "name" (``part-2`` before ``part-10``), or "event_time": all files at once, always the one that
             is furthest behind, for files that each hold a part of the keys.
         on_error: what becomes of a file that is damaged or lacks a column, and of a line that does not fit: "fail"
-            stops the job with its place; "dead_letter" puts it aside in the store (table ``dead_letters``), with
-            its place and its bytes, and goes on.
+            stops the job; "dead_letter" puts it aside in the store (table ``dead_letters``), with place and bytes.
         name: how plans and logs call it; otherwise the paths.
         delimiter: between the fields of CSV; otherwise a tab for ``.tsv``, a comma for others.
         quote: around fields of CSV that hold delimiters or newlines; None if there is none.
         header: whether CSV files begin with the columns' names. If not, ``schema`` says them, in order.
         null_values: fields of CSV that are null.
+        options: of the objects' store, such as ``AWS_ENDPOINT_URL``; secrets as ``${env:NAME}`` or ``${file:/path}``.
 
     Raises:
-        JobError: no file is there and no schema given, or the options contradict each other.
+        JobError: no file is there and no schema given, the options contradict each other, or a bucket is not there.
+        ExternalError: the objects' store is away.
 
     >>> import pathlib, tempfile
     >>> folder = pathlib.Path(tempfile.mkdtemp())
@@ -94,17 +98,15 @@ def files(  # noqa: PLR0913 - all but the first by name
     paid_at: timestamp[us]
     """
     patterns = _checked(paths, format=format, order=order, on_error=on_error)
-    listing = FileListing(patterns, partial(_belongs, format))
+    listing = _listing(patterns, options, partial(_belongs, format))
     found = listing.files()
     kind = format or _kind(patterns, found)
     dialect = CsvDialect(delimiter or _delimiter(patterns, found), quote, header, tuple(null_values))
-    guessed = schema is None and kind != "parquet"
-    if schema is None:
-        _check_findable(patterns, listing, follow)
-    columns = _looked_up(kind, found, dialect) if schema is None else schema_of(schema)
-    _check_types(kind, columns)
-    keep_bad = on_error == "dead_letter"
-    plan = ReadingPlan(name or ", ".join(patterns), columns, tuple(columns.names), keep_bad=keep_bad, guessed=guessed)
+    if schema is None and not found:
+        raise _nothing_found(patterns, listing, follow)
+    columns = _columns(kind, schema, found, dialect)
+    bad, guessed = on_error == "dead_letter", schema is None and kind != "parquet"
+    plan = ReadingPlan(name or ", ".join(patterns), columns, tuple(columns.names), keep_bad=bad, guessed=guessed)
     return FilesSource(kind, patterns, listing, plan, dialect, follow, order)
 
 
@@ -125,7 +127,7 @@ class FilesSource(Source):
 
     kind: str
     patterns: tuple[str, ...]
-    listing: FileListing
+    listing: FileListing | ObjectListing
     plan: ReadingPlan
     dialect: CsvDialect
     follow: bool
@@ -161,7 +163,7 @@ class FilesSource(Source):
         found = self.listing.files()
         if self.kind == "parquet":
             return [split for file in found for split in self._parquet_splits(file)]
-        return [Split(file.relative, {"file": file.relative, "size": file.size}) for file in found]
+        return [Split(file.relative, file.info()) for file in found]
 
     def open(self, split: Split, position: Position, context: ReadContext) -> SplitReader:
         """Open a file at a position.
@@ -170,9 +172,7 @@ class FilesSource(Source):
             DataError: it is gone.
             ExternalError: it cannot be looked up.
         """
-        relative, size = str(split.info["file"]), int(split.info["size"])
-        self.listing.size(relative)
-        path = self.listing.locate(relative)
+        path, size = self.listing.locate(split.info), int(split.info["size"])
         bad = BadInput(self.plan, split, path, context)
         if self.kind == "parquet":
             first, end = split.info["groups"]
@@ -192,17 +192,17 @@ class FilesSource(Source):
 
     def folders(self) -> tuple[str, ...]:
         """The folder, or file, that positions are relative to."""
-        return (str(self.listing.base.resolve()),)
+        return self.listing.folders()
 
     def guarantee(self) -> str:
         """What is read again after a crash."""
         return "replayable: the position in every file is in the checkpoint"
 
     def _parquet_splits(self, file: FoundFile) -> list[Split]:
-        info = {"file": file.relative, "size": file.size}
+        info = file.info()
         try:
             open_file = self.parquet.take(file.path, file.size)
-        except BadFile:  # found again, and refused, when the split is read
+        except (BadFile, FileChanged):  # found again, and refused, when the split is read
             return [Split(f"{file.relative}#0", {**info, "groups": [0, 0]})]
         pieces = list(stretches(open_file.parquet.metadata))
         self.parquet.give_back(file.path, file.size, open_file)
@@ -257,7 +257,9 @@ def _looked_up(kind: str, found: Sequence[FoundFile], dialect: CsvDialect) -> pa
     return csv_schema(found, dialect) if kind == "csv" else json_schema(found)
 
 
-def _check_types(kind: str, schema: pa.Schema) -> None:
+def _columns(kind: str, given: Schema | None, found: Sequence[FoundFile], dialect: CsvDialect) -> pa.Schema:
+    """Return the columns that are given, or looked up. Raises JobError if the format does not have such."""
+    schema = _looked_up(kind, found, dialect) if given is None else schema_of(given)
     twice = sorted({name for name in schema.names if schema.names.count(name) > 1})
     if twice:
         raise JobError(f"there is more than one column named {', '.join(map(repr, twice))}; names must differ")
@@ -265,12 +267,23 @@ def _check_types(kind: str, schema: pa.Schema) -> None:
         check_csv_types(schema)
     elif kind == "jsonl":
         JsonDecoder(schema)
+    return schema
 
 
-def _check_findable(patterns: Sequence[str], listing: FileListing, follow: bool) -> None:
-    if listing.files():
-        return
-    problem = f"files({patterns[0]!r}): no such file; looked in {listing.base.absolute()}"
+def _listing(
+    patterns: Sequence[str], options: Mapping[str, str] | None, in_folder: Callable[[str], bool]
+) -> FileListing | ObjectListing:
+    if all(pattern.startswith(SCHEME) for pattern in patterns):
+        return ObjectListing(patterns, ObjectStore(dict(options or {})), in_folder)
+    if options is not None:
+        raise JobError(f"files({patterns[0]!r}): options= are for objects, as in 's3://bucket/orders/*.csv'")
+    return FileListing(patterns, in_folder)
+
+
+def _nothing_found(patterns: Sequence[str], listing: FileListing | ObjectListing, follow: bool) -> JobError:
+    problem = f"files({patterns[0]!r}): no such file; looked in {listing.where}"
     if follow:
-        raise JobError(f"{problem}; say which columns will come with schema=pa.schema(...)")
-    raise JobError(f"{problem}; paths are relative to the folder the job is started in")
+        return JobError(f"{problem}; say which columns will come with schema=pa.schema(...)")
+    if isinstance(listing, ObjectListing):
+        return JobError(f"{problem}, where names with '.' or '_' before them, or '.tmp' behind, are passed over")
+    return JobError(f"{problem}; paths are relative to the folder the job is started in")

@@ -6,13 +6,16 @@ import threading
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from millstream.connectors.parquet_pruning import RowGroups
 from millstream.connectors.reading_plan import BadFile
 from millstream.engine.errors import ExternalError
+
+if TYPE_CHECKING:
+    from millstream.connectors.paths import InputPath
 
 FOOTERS_KEPT: Final = 64
 IDLE_FILES_KEPT: Final = 8
@@ -38,10 +41,10 @@ class ParquetFiles:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._footers: OrderedDict[tuple[Path, int], pq.FileMetaData] = OrderedDict()
-        self._idle: list[tuple[tuple[Path, int], OpenFile]] = []
+        self._footers: OrderedDict[tuple[InputPath, int], pq.FileMetaData] = OrderedDict()
+        self._idle: list[tuple[tuple[InputPath, int], OpenFile]] = []
 
-    def take(self, path: Path, size: int) -> OpenFile:
+    def take(self, path: InputPath, size: int) -> OpenFile:
         """Open a file of so many bytes, or take it as it stands open.
 
         Raises:
@@ -59,16 +62,16 @@ class ParquetFiles:
         self._remember((path, size), parquet.metadata)
         return OpenFile(parquet, columns, RowGroups(parquet.metadata, columns))
 
-    def give_back(self, path: Path, size: int, file: OpenFile) -> None:
+    def give_back(self, path: InputPath, size: int, file: OpenFile) -> None:
         """Say that nobody reads a file any more, for now."""
         with self._lock:
             self._idle.append(((path, size), file))
             dropped = self._idle[:-IDLE_FILES_KEPT]
             del self._idle[:-IDLE_FILES_KEPT]
         for _, old in dropped:
-            old.parquet.close()
+            old.parquet.close(force=True)
 
-    def _remember(self, key: tuple[Path, int], footer: pq.FileMetaData) -> None:
+    def _remember(self, key: tuple[InputPath, int], footer: pq.FileMetaData) -> None:
         with self._lock:
             self._footers[key] = footer
             self._footers.move_to_end(key)
@@ -76,7 +79,7 @@ class ParquetFiles:
                 self._footers.popitem(last=False)
 
 
-def open_parquet(path: Path, footer: pq.FileMetaData | None = None) -> pq.ParquetFile:
+def open_parquet(path: InputPath, footer: pq.FileMetaData | None = None) -> pq.ParquetFile:
     """Open a file and read its footer, if it is not known.
 
     Raises:
@@ -84,13 +87,15 @@ def open_parquet(path: Path, footer: pq.FileMetaData | None = None) -> pq.Parque
         ExternalError: it cannot be read.
     """
     try:
-        # Reading ahead by other threads costs more than it gains on a local disk.
-        return pq.ParquetFile(path, metadata=footer, pre_buffer=False, page_checksum_verification=True)
+        # Reading ahead by other threads costs more than it gains on a local disk; from a store it saves requests.
+        local = isinstance(path, Path)
+        source = path if isinstance(path, Path) else path.open()
+        return pq.ParquetFile(source, metadata=footer, pre_buffer=not local, page_checksum_verification=True)
     except (pa.ArrowException, OSError) as error:
         raise refusal(path, error) from error
 
 
-def refusal(path: Path, error: Exception) -> Exception:
+def refusal(path: InputPath, error: Exception) -> Exception:
     """Tell damage, which stays, from trouble with the disk, which may pass."""
     if isinstance(error, OSError) and error.errno is not None:
         return ExternalError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,6 +14,9 @@ from millstream.connectors.parquet_pruning import RowGroups
 from millstream.connectors.reading_plan import BadFile, BadInput, FileChanged, ReadingPlan
 from millstream.engine.errors import ExternalError
 from millstream.engine.source import Chunk, Position, ReadContext, SplitEnd, SplitReader
+
+if TYPE_CHECKING:
+    from millstream.connectors.paths import InputPath
 
 ROWS_OF_A_SPLIT: Final = 65_536
 """Row groups smaller than this are read together."""
@@ -41,7 +44,7 @@ class Stretch:
         end: the one after the last.
     """
 
-    path: Path
+    path: InputPath
     size: int
     first: int
     end: int
@@ -97,7 +100,7 @@ class ParquetReader(SplitReader):
     def _open(self) -> OpenFile:
         path = self._stretch.path
         try:
-            size = path.stat().st_size
+            size = path.stat().st_size if isinstance(path, Path) else path.size()
         except OSError as error:
             raise refusal(path, error) from error
         if size != self._stretch.size:

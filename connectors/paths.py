@@ -6,14 +6,21 @@ import fnmatch
 import os
 import re
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from millstream.engine.errors import DataError, ExternalError, JobError
 
-_MAGIC: Final = re.compile(r"[*?\[]")
+if TYPE_CHECKING:
+    from millstream.connectors.object_store import ObjectPath
+
+InputPath: TypeAlias = "Path | ObjectPath"
+"""Where a file of a source is."""
+
+MAGIC: Final = re.compile(r"[*?\[]")
+"""What makes a pattern of a path."""
 _DIGITS: Final = re.compile(r"(\d+)")
 
 
@@ -23,13 +30,20 @@ class FoundFile:
 
     Attributes:
         path: where it is.
-        relative: its path below the source's base, with ``/``; the same wherever the base is moved.
+        relative: its path below the source's base, with ``/``; the same wherever the base is moved. Of an object, with
+            its bucket.
         size: in bytes, when it was found.
     """
 
-    path: Path
+    path: InputPath
     relative: str
     size: int
+
+    def info(self) -> dict[str, str | int]:
+        """What a split of it remembers."""
+        if isinstance(self.path, Path):
+            return {"file": self.relative, "size": self.size}
+        return {"file": self.relative, "size": self.size, "modified": self.path.modified or 0}
 
 
 class FileListing:
@@ -47,15 +61,19 @@ class FileListing:
         self._patterns = [_checked(pattern) for pattern in patterns]
         self._in_folder = in_folder
         self._home = Path.cwd()
-        self._base = Path(os.path.commonpath([self._home / _fixed_part(pattern) for pattern in self._patterns]))
+        self._base = Path(os.path.commonpath([self._home / fixed_part(pattern) for pattern in self._patterns]))
         self._lock = threading.Lock()
         self._known: dict[str, FoundFile] = {}
         self._listed: list[FoundFile] = []
 
     @property
-    def base(self) -> Path:
+    def where(self) -> str:
         """The longest path without a wildcard that all patterns share."""
-        return self._base
+        return str(self._base.absolute())
+
+    def folders(self) -> tuple[str, ...]:
+        """The folder, or file, that relative paths start from."""
+        return (str(self._base.resolve()),)
 
     def files(self) -> list[FoundFile]:
         """Return the files there are now, in natural order of their names.
@@ -73,21 +91,24 @@ class FileListing:
                 self._listed = sorted(self._known.values(), key=lambda file: natural_key(file.relative))
             return list(self._listed)
 
-    def locate(self, relative: str) -> Path:
-        """Return where the file of that relative path is."""
-        direct = self._base / relative
-        return self._base if self._base.name == relative and not direct.exists() else direct
-
-    def size(self, relative: str) -> int:
-        """Return the size of a file in bytes, as it is now.
+    def locate(self, info: Mapping[str, Any]) -> InputPath:
+        """Return where the file of a split is.
 
         Raises:
             DataError: it is gone.
             ExternalError: it cannot be looked up.
         """
-        path = self.locate(relative)
+        path = self._located(str(info["file"]))
+        self._check_there(path)
+        return path
+
+    def _located(self, relative: str) -> Path:
+        direct = self._base / relative
+        return self._base if self._base.name == relative and not direct.exists() else direct
+
+    def _check_there(self, path: Path) -> None:
         try:
-            return path.stat().st_size
+            path.stat()
         except FileNotFoundError:
             raise DataError(
                 f"{path} is gone, and it was not read to its end: put it back; files of a source must stay until the "
@@ -97,8 +118,8 @@ class FileListing:
             raise _cannot_list(error) from error
 
     def _paths(self, pattern: str) -> Iterator[str]:
-        if _MAGIC.search(pattern):
-            fixed = _fixed_part(pattern)
+        if MAGIC.search(pattern):
+            fixed = fixed_part(pattern)
             # Without any folder in the pattern nothing of it is fixed.
             rest = [part for part in pattern[0 if fixed == "." else len(fixed) :].split("/") if part]
             yield from _matching(str(self._home / fixed), rest)
@@ -133,16 +154,16 @@ def natural_key(name: str) -> tuple[Any, ...]:
 def _checked(pattern: str) -> str:
     if "://" in pattern:
         raise JobError(
-            f"{pattern!r} is not a local path: files() reads local files; mount the bucket or copy the files"
+            f"{pattern!r}: files() reads local files, or objects by 's3://bucket/…', and a source has one of both"
         )
     if not pattern:
         raise JobError("files() takes a file, a folder or a pattern such as 'orders/*.jsonl', got an empty text")
     return str(Path(pattern).expanduser())
 
 
-def _fixed_part(pattern: str) -> str:
+def fixed_part(pattern: str) -> str:
     """Return the folders before the first one with a wildcard, or the whole path if there is none."""
-    magic = _MAGIC.search(pattern)
+    magic = MAGIC.search(pattern)
     if magic is None:
         return pattern
     cut = pattern.rfind("/", 0, magic.start())
@@ -158,12 +179,12 @@ def _matching(folder: str, parts: Sequence[str]) -> Iterator[str]:
         yield from _matching(folder, rest or ["*"])
         for entry in _entries(folder):
             # Not through symbolic links: one that leads upwards would never end.
-            if entry.is_dir(follow_symlinks=False) and not _unfinished(entry.name, part):
+            if entry.is_dir(follow_symlinks=False) and not unfinished(entry.name, part):
                 yield from _matching(entry.path, parts)
         return
     matches = re.compile(fnmatch.translate(part)).match
     for entry in _entries(folder):
-        if not matches(entry.name) or _unfinished(entry.name, part):
+        if not matches(entry.name) or unfinished(entry.name, part):
             continue
         if rest:
             if entry.is_dir():
@@ -180,7 +201,8 @@ def _entries(folder: str) -> list[os.DirEntry[str]]:
         return []
 
 
-def _unfinished(name: str, pattern: str) -> bool:
+def unfinished(name: str, pattern: str) -> bool:
+    """Whether a name says that somebody is still writing, and the pattern does not ask for such names."""
     return (name[0] in "._" and not pattern.startswith(name[0])) or name.endswith(".tmp")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
 import pyarrow as pa
@@ -11,8 +12,7 @@ from millstream.engine.errors import DataError
 from millstream.engine.source import DeadLetter, ReadContext, Split
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
+    from millstream.connectors.paths import InputPath
     from millstream.engine.expression import Expr
 
 _T = TypeVar("_T")
@@ -70,7 +70,7 @@ class BadInput:
 
     plan: ReadingPlan
     split: Split
-    path: Path
+    path: InputPath
     context: ReadContext
 
     def line(self, line: int, offset: int, problem: str, raw: bytes) -> None:
@@ -90,7 +90,7 @@ class BadInput:
                 f"{self.path}{', ' + where if where else ''}: {problem}; replace the file, or pass "
                 "on_error='dead_letter' to put it aside"
             )
-        with self.path.open("rb") as file:
+        with self.path.open("rb") if isinstance(self.path, Path) else self.path.open() as file:
             self._keep(where or "the file", problem, file.read(RAW_OF_A_FILE))
 
     def changed(self, problem: str) -> DataError:

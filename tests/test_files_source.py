@@ -372,7 +372,7 @@ def test_csv_without_header_and_with_other_marks(tmp_path: Path) -> None:
         (lambda: ms.files("nowhere/*.csv"), r"no such file; looked in /.*nowhere; paths are relative to"),
         (lambda: ms.files("nowhere/*.csv", follow=True), r"say which columns will come with schema="),
         (lambda: ms.files([]), "got an empty list"),
-        (lambda: ms.files("s3://bucket/a.csv"), "not a local path"),
+        (lambda: ms.files("gs://bucket/a.csv"), "local files, or objects"),
         (lambda: ms.files("data"), "does not tell the format; pass format="),
         (lambda: ms.files("a.csv", format="xml"), "format is 'parquet' or 'csv' or 'jsonl', got 'xml'"),
         (lambda: ms.files("a.csv", order="size"), "order is 'name' or 'event_time', got 'size'"),
