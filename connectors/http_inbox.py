@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Final
 
@@ -84,14 +85,17 @@ class Inbox:
             self._open -= 1
         request.answer(answer)
 
-    def keep(self, request: Request, answer: Answer) -> None:
-        """A request was read: it is to get this answer once a checkpoint covers it."""
+    def keep(self, read: Sequence[tuple[Request, Answer]]) -> None:
+        """Requests were read: each is to get its answer once a checkpoint covers it."""
         with self._lock:
-            self._position += len(request.messages)
-            if not self._closed:
-                self._read.append((self._position, request, answer))
-                return
-        request.answer(CLOSED)
+            for request, answer in read:
+                self._position += len(request.messages)
+                if not self._closed:
+                    self._read.append((self._position, request, answer))
+            closed = self._closed
+        if closed:
+            for request, _ in read:
+                request.answer(CLOSED)
 
     def committed(self, position: int) -> None:
         """A checkpoint with this position is durable: answer the requests it covers."""

@@ -19,6 +19,7 @@ from aiohttp.http_parser import RawRequestMessage
 from aiohttp.web_exceptions import HTTPRequestEntityTooLarge
 from aiohttp.web_protocol import RequestPayloadError
 from aiohttp.web_request import BaseRequest
+from millstream.connectors.http_answers import Answers
 from millstream.connectors.http_inbox import Inbox
 from millstream.connectors.http_messages import Answer, BadBody, Request, cut
 from millstream.connectors.http_settings import Address, Limits
@@ -64,6 +65,7 @@ class HttpServer:
         self._failure: BaseException | None = None
         self._loop: asyncio.AbstractEventLoop
         self._stop: asyncio.Event
+        self._answers: Answers
         self._thread = threading.Thread(target=self._run, name=f"millstream-http-{listening.address.port}", daemon=True)
         self._thread.start()
         self._started.wait()
@@ -91,6 +93,10 @@ class HttpServer:
 
     async def _serve(self) -> None:
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
+        timeout = self._listening.limits.timeout
+        error = f"the messages are not durable after {timeout:g} s; send them again"
+        late = Answer(HTTPStatus.SERVICE_UNAVAILABLE, {"error": error}, again=1)
+        self._answers = Answers(self._loop, timeout, late)
         server = web.Server(self._handle, request_factory=self._request, access_log=None)
         runner = web.ServerRunner(server, shutdown_timeout=LAST_ANSWERS)
         await runner.setup()
@@ -150,8 +156,11 @@ class HttpServer:
     async def _received(self, request: BaseRequest) -> Answer:
         try:
             # A timeout costs as much as the rest of this, and most bodies are there already.
-            async with asyncio.timeout(None if request.content.is_eof() else self._listening.limits.timeout):
+            if request.content.is_eof():
                 body = await request.read()
+            else:
+                async with asyncio.timeout(self._listening.limits.timeout):
+                    body = await request.read()
         except HTTPRequestEntityTooLarge:
             return self._too_large()
         except TimeoutError:
@@ -160,7 +169,7 @@ class HttpServer:
             return _bad(f"the body cannot be unpacked: {error}")
         problem = None
         try:
-            messages = cut(body, request.content_type.lower())
+            messages = cut(body, _content_type(request))
         except BadBody as error:
             problem = str(error)
             messages = [body]
@@ -178,24 +187,14 @@ class HttpServer:
 
     async def _settled(self, messages: list[bytes], id_: str | None, problem: str | None) -> Answer:
         """Hand messages on; return the answer once they are durable, or are not taken."""
-        future: asyncio.Future[Answer] = self._loop.create_future()
-
-        def answer(given: Answer) -> None:
-            self._loop.call_soon_threadsafe(partial(_settle, future, given))
-
-        self._inbox.put(Request(messages, answer, id_, problem))
-        error = f"the messages are not durable after {self._listening.limits.timeout:g} s; send them again"
-        late = Answer(HTTPStatus.SERVICE_UNAVAILABLE, {"error": error}, again=1)
-        timer = self._loop.call_later(self._listening.limits.timeout, _settle, future, late)
-        try:
-            return await future
-        finally:
-            timer.cancel()
+        future = self._answers.expected()
+        self._inbox.put(Request(messages, partial(self._answers.give, future), id_, problem))
+        return await future
 
 
-def _settle(future: asyncio.Future[Answer], answer: Answer) -> None:
-    if not future.done():
-        future.set_result(answer)
+def _content_type(request: BaseRequest) -> str:
+    """As ``request.content_type``, which takes the parameters apart, too."""
+    return request.headers.get(hdrs.CONTENT_TYPE, "").partition(";")[0].strip().lower()
 
 
 def _bad(error: str) -> Answer:
@@ -203,15 +202,10 @@ def _bad(error: str) -> Answer:
 
 
 def _response(answer: Answer, headers: dict[str, str] | None = None) -> web.Response:
-    told: dict[str, str] = {hdrs.SERVER: "millstream", **(headers or {})}
+    told: dict[str, str] = {hdrs.SERVER: "millstream", hdrs.CONTENT_TYPE: "application/json", **(headers or {})}
     if answer.again is not None:
         told[hdrs.RETRY_AFTER] = str(answer.again)
-    return web.Response(
-        status=answer.status,
-        body=msgspec.json.encode(answer.body),
-        headers=told,
-        content_type="application/json",
-    )
+    return web.Response(status=answer.status, body=msgspec.json.encode(answer.body), headers=told)
 
 
 def _shows(token: str, request: BaseRequest) -> bool:

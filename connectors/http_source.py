@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from http import HTTPStatus
 from importlib.util import find_spec
 from pathlib import Path
@@ -305,30 +306,32 @@ class _HttpReader(SplitReader):
     ) -> npt.NDArray[np.bool_]:
         """Refuse requests or put their bad messages aside, and keep the others; return which are kept."""
         taken = np.ones(len(requests), bool)
+        if not bad:
+            self._inbox.keep([(request, _good(len(request.messages))) for request in requests])
+            return taken
         problems: dict[int, dict[int, str]] = {}
         first = np.concatenate(([0], np.cumsum([len(request.messages) for request in requests])))
         for number, problem in sorted(bad.items()):
             index = int(owner[number])
             problems.setdefault(index, {})[number - int(first[index])] = problem
+        read: list[tuple[Request, Answer]] = []
+        position = self._inbox.position
         for index, request in enumerate(requests):
             wrong = problems.get(index, {})
             if wrong and not self._keep_bad:
                 taken[index] = False
                 self._inbox.refuse(request, _refusal(request, wrong))
                 continue
-            self._put_aside(request, wrong)
-            told = {"messages": len(request.messages) - len(wrong)} | ({"put_aside": len(wrong)} if wrong else {})
-            self._inbox.keep(request, Answer(HTTPStatus.OK, told))
+            self._put_aside(request, wrong, position)
+            position += len(request.messages)
+            read.append((request, _good(len(request.messages) - len(wrong), len(wrong))))
+        self._inbox.keep(read)
         return taken
 
-    def _put_aside(self, request: Request, wrong: dict[int, str]) -> None:
+    def _put_aside(self, request: Request, wrong: dict[int, str], position: int) -> None:
         for at, problem in wrong.items():
-            number = self._inbox.position + at + 1
-            self._context.dead_letter(
-                DeadLetter(
-                    self._source.name, SPLIT, f"message {number}", request.problem or problem, request.messages[at]
-                )
-            )
+            where, why = f"message {position + at + 1}", request.problem or problem
+            self._context.dead_letter(DeadLetter(self._source.name, SPLIT, where, why, request.messages[at]))
 
     def position(self) -> Position:
         return self._inbox.position
@@ -349,6 +352,11 @@ def _opened(source: HttpSource) -> Address:
     if not token:
         raise JobError(f"http_source {source.name!r}: token={source.address.token!r} is empty; anybody could show that")
     return replace(source.address, token=token)
+
+
+@lru_cache
+def _good(taken: int, put_aside: int = 0) -> Answer:
+    return Answer(HTTPStatus.OK, {"messages": taken} | ({"put_aside": put_aside} if put_aside else {}))
 
 
 def _refusal(request: Request, wrong: dict[int, str]) -> Answer:

@@ -66,7 +66,7 @@ def _find_cells(data: Any, at: int, begins: Any, sizes: Any) -> int:
         kind = data[at]
         at += 1
         if kind == _TEXT:
-            size = np.int64(0)
+            size: Any = np.int64(0)
             for byte in range(4):
                 size = (size << 8) | np.int64(data[at + byte])
             at += 4
