@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Mapping
 from concurrent.futures import Future
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from millstream.connectors.kafka_connection import Brokers, code_of, driver
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 
 _ASK_AGAIN_SECONDS: Final = 0.02
 _ASK_AGAIN_AT_MOST: Final = 0.5
-_NOT_YET: Final = frozenset({"_TIMED_OUT", "CONCURRENT_TRANSACTIONS"})
 
 
 class Producers:
@@ -79,10 +79,9 @@ class Producers:
         return producer
 
     def _connect_next(self) -> None:
-        try:
+        # What fails is tried again, and complained of, when it is needed.
+        with suppress(Exception):
             self._connected.append(self._connect())
-        except driver().KafkaException:
-            pass  # it is tried again, and complained of, when it is needed
 
     def _connect(self) -> Producer:
         producer = self._brokers.producer(self._settings)
@@ -102,9 +101,14 @@ class Producers:
             try:
                 producer.init_transactions(max(0.0, min(pause, left)))
             except driver().KafkaException as error:
-                # One that was given up might still fence its successor.
-                if code_of(error) not in _NOT_YET or pause >= left:
+                # One that was given up too early might still get an epoch, and fence its successor.
+                if not _may_still_come(error) or pause >= left:
                     raise
                 pause = min(2 * pause, _ASK_AGAIN_AT_MOST)
             else:
                 return
+
+
+def _may_still_come(error: BaseException) -> bool:
+    """Whether the client goes on asking for an epoch; it then says what it was told last."""
+    return code_of(error) == "_TIMED_OUT" or bool(error.args[0].retriable())
