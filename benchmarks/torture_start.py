@@ -82,6 +82,12 @@ def run(text: str) -> None:
         if setting.stop.exists():
             control.stop()
 
-    how = {"every": EVERY, "parallelism": start.parallelism, "control": control, "on_status": look}
-    result = job.run(setting.store, exactly_once=True, **how)
+    result = job.run(
+        setting.store,
+        every=EVERY,
+        parallelism=start.parallelism,
+        exactly_once=True,
+        control=control,
+        on_status=look,
+    )
     print(result.outcome, flush=True)  # noqa: T201 - its output is a log that is read

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import millstream as ms
@@ -64,9 +64,9 @@ class Place:
     def seen(self) -> list[int]:
         return [json.loads(message.value())["n"] for message in self.kafka.consume(self.appended)]
 
-    def check(self) -> None:
+    def check(self, besides: Sequence[int] = ()) -> None:
         """All is there, once."""
-        assert sorted(self.seen()) == list(range(COUNT))
+        assert sorted(self.seen()) == [*besides, *range(COUNT)]
         last = {message.key(): json.loads(message.value()) for message in self.kafka.consume(self.totals)}
         assert sorted((row["k"], row["n"]) for row in last.values()) == [(k, sum(range(k, COUNT, 5))) for k in range(5)]
 
@@ -97,6 +97,28 @@ def test_a_recovery_killed_at_each_of_its_steps_writes_each_row_once(place: Plac
     end = nursery.run(Start(str(place.folder)))
     assert end.outcome == "finished", end
     place.check()
+
+
+@pytest.mark.parametrize(
+    "point", ["kafka.sent@3", *(pytest.param(p, marks=pytest.mark.slow) for p in ("kafka.begun@3", "kafka.visible@3"))]
+)
+def test_a_job_that_was_away_for_longer_than_a_transaction_may_last_loses_nothing(
+    point: str, place: Place, kafka: Broker, nursery: Nursery
+) -> None:
+    """The brokers have aborted what it had sent, and forgotten who sent it."""
+    job, limits = place.folder / "job.py", {"transaction.timeout.ms": 1000, "message.timeout.ms": 900}
+    job.write_text(job.read_text().replace('key="k"', f'key="k", settings={limits}'))
+    name, _, hits = point.partition("@")
+    assert nursery.run(Start(str(place.folder), failpoint=f"{name}=kill@{hits}")).killed
+    kafka.produce(place.appended, *({"value": b'{"n": -1}', "partition": number} for number in range(3)))
+    until = time.monotonic() + 30
+    while place.seen().count(-1) < 3:  # they stand behind the open transaction until it is aborted
+        assert time.monotonic() < until, "the transaction stays open"
+        time.sleep(0.05)
+    seen = [n for n in place.seen() if n >= 0]
+    assert len(seen) == len(set(seen)), "rows are there twice"
+    assert nursery.run(Start(str(place.folder))).outcome == "finished"
+    place.check(besides=[-1] * 3)
 
 
 def test_a_failure_while_publishing_restarts_the_job_within_its_process(place: Place, nursery: Nursery) -> None:

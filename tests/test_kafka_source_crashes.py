@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from confluent_kafka import ConsumerGroupTopicPartitions, TopicPartition
 from kafka_kit import message, transaction
 from nursery import Nursery, Start
 from servers.kafka import Broker, kafka_broker
@@ -54,8 +55,8 @@ def nursery() -> Iterator[Nursery]:
         yield running
 
 
-def make(folder: Path, kafka: Broker, count: int, at_once: int = 20, seconds: float = 0) -> None:
-    """Write a job and its topic, in which numbers up to ``count`` are to be seen, and others are not."""
+def make(folder: Path, kafka: Broker, count: int, at_once: int = 20, seconds: float = 0) -> str:
+    """Write a job, and a topic in which numbers up to ``count`` are to be seen and others are not; return its name."""
     topic = kafka.create("crashes", partitions=3)
     (folder / "job.py").write_text(JOB.format(address=kafka.address, topic=topic, at_once=at_once, seconds=seconds))
     with transaction(kafka, topic) as producer:
@@ -71,6 +72,7 @@ def make(folder: Path, kafka: Broker, count: int, at_once: int = 20, seconds: fl
                 producer.abort_transaction(30)
                 producer.begin_transaction()
         producer.commit_transaction(30)
+    return topic
 
 
 def seen(folder: Path) -> list[int]:
@@ -92,6 +94,23 @@ def test_a_job_killed_anywhere_has_read_each_message_once(
     assert end.outcome.endswith("finished"), end
     assert seen(tmp_path) == list(range(200))
     assert letters(tmp_path) == 20
+
+
+@pytest.mark.parametrize("what", ["wrong", pytest.param("gone", marks=pytest.mark.slow)])
+def test_a_job_goes_on_where_its_checkpoint_says_whatever_its_group_says(
+    what: str, kafka: Broker, tmp_path: Path, nursery: Nursery
+) -> None:
+    """Kafka drops a group's offsets after a week without it; they are there for others to look at."""
+    topic = make(tmp_path, kafka, 200)
+    assert nursery.run(Start(str(tmp_path), failpoint="source.committed=kill@3")).killed
+    assert 0 < len(seen(tmp_path)) < 200
+    admin, places = kafka.admin, [TopicPartition(topic, number, 0) for number in range(3)]
+    admin.alter_consumer_group_offsets([ConsumerGroupTopicPartitions(topic, places)])[topic].result(30)
+    if what == "gone":
+        admin.delete_consumer_groups([topic])[topic].result(30)
+    end = nursery.run(Start(str(tmp_path)))
+    assert end.outcome == "finished", end
+    assert seen(tmp_path) == list(range(200))
 
 
 def letters(folder: Path) -> int:

@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from millstream.benchmarks.torture_cut import JobAtServers
 from millstream.benchmarks.torture_rows import Oracle, row
 from millstream.benchmarks.torture_servers import Torture, report
 from millstream.benchmarks.torture_start import PATHS, Setting
@@ -68,11 +69,23 @@ def test_nobody_could_have_noticed(path: str, tmp_path: Path, held: ExitStack) -
     assert ledger.readers["output"].rows > 0
 
 
-def test_files_killed_a_few_times(tmp_path: Path, held: ExitStack) -> None:
+def test_files_killed_a_few_times(tmp_path: Path, held: ExitStack, monkeypatch: pytest.MonkeyPatch) -> None:
     what, _ = setting("files-files", tmp_path, held)
     ledger = Torture(what, SEED).run(3)
     assert report(ledger, tmp_path) == 0, ledger.violations
     assert len(ledger.kills) == 3
+    check_cuts(what, monkeypatch)
+
+
+def check_cuts(what: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of what a store knows, all may be seen, and nothing between two epochs."""
+    monkeypatch.setattr("millstream.benchmarks.torture_cut.SETTLED", 0)
+    files = len(list((Path(what.folder) / "input").iterdir()))
+    everything = dict.fromkeys(range(files), 90)
+    for seen, complaints in ((everything, 0), (everything | {0: 89}, 1), (everything | {files: 90}, 1)):
+        job = JobAtServers(what.store, what.input(), lambda seen=seen: seen)
+        assert not job.check()
+        assert len(job.violations) == complaints
 
 
 # -- it would be noticed ---------------------------------------------------------------------------------------
