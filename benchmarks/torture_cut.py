@@ -38,6 +38,8 @@ class JobAtServers:
 
     def __post_init__(self) -> None:
         self._disk = JobOnDisk(self.store, self.store.parent, ())
+        self._generation = 0
+        self._cuts: list[Rows] = []  # of the last start that died, until they are checked
 
     def last_epoch(self) -> int:
         """The last epoch that was acknowledged."""
@@ -52,23 +54,24 @@ class JobAtServers:
         return self._disk.log_written()
 
     def generations(self) -> set[str]:
-        """The last one that was begun; to be asked while no start lives."""
-        if not self.store.exists():
-            return set()
-        with StoreReader.open(self.store) as reader:
-            return {str(reader.facts().generation)}
+        """The last one that was begun, as of the last check."""
+        return {str(self._generation)} if self._generation else set()
 
     def where_it_died(self, before: set[str], epoch_before: int) -> str:
         """Say how far a start had come; it may still live if there was none before it."""
         if not before:
             return "at work"
-        if self.generations() <= before:
+        self._generation, *self._cuts = self._read()
+        if self.generations() == before:
             return STARTING
         return "before its first epoch" if self.last_epoch() == epoch_before else "between epochs"
 
     def check(self) -> bool:
         """Demand that what is seen is all of the last epoch or of the one before; return whether it is the latter."""
-        last, before = self._cuts()
+        if not self._cuts:
+            self._generation, *self._cuts = self._read()
+        last, before = self._cuts
+        self._cuts = []
         until = time.monotonic() + SETTLED
         while True:
             seen = self.seen()
@@ -82,17 +85,17 @@ class JobAtServers:
                 return False
             time.sleep(0.05)
 
-    def _cuts(self) -> tuple[Rows, Rows]:
-        """What can be seen of the last epoch, and of the one before."""
+    def _read(self) -> tuple[int, Rows, Rows]:
+        """The last generation, and what can be seen of the last epoch and of the one before."""
         if not self.store.exists():
-            return {}, {}
+            return 0, {}, {}
         with StoreReader.open(self.store) as reader:
             epochs = [manifest.epoch for manifest in reader.manifests()[-2:]]
             cuts: list[Rows] = [{}, {}]
             for epoch in epochs:
                 rows = {self.input.split_of(p.split.id): p.position for p in reader.positions(epoch)}
                 cuts.append({split: distinct(read) for split, read in rows.items() if isinstance(read, int) and read})
-        return cuts[-1], cuts[-2]
+            return reader.facts().generation, cuts[-1], cuts[-2]
 
 
 def _by_split(rows: Mapping[int, int]) -> str:

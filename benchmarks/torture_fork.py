@@ -24,6 +24,8 @@ def _context() -> ForkServerContext:
 class Forked:
     """A process that calls a function; what it prints goes to a log. As ``millstream.torture.killer.Process``.
 
+    As a context manager it waits for its end, and kills it if something has gone wrong.
+
     Args:
         call: a function of a module, called with ``text``; it raises to fail.
         log: a file that is added to.
@@ -64,6 +66,8 @@ class Forked:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if kind is not None:
+            self.kill()
         self.wait()
 
 

@@ -78,11 +78,18 @@ class Feeder:
 
 
 class Watching:
-    """The process that watches the output."""
+    """The process that watches the output; a context manager."""
 
     def __init__(self, setting: Setting) -> None:
         command = [sys.executable, "-m", "millstream.benchmarks.torture_watch", msgspec.json.encode(setting).decode()]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+    def __enter__(self) -> Watching:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._process.kill()
+        self._process.wait()
 
     def ask(self) -> Rows:
         """What can be seen now."""
@@ -98,14 +105,13 @@ class Watching:
         self._process.stdin.close()
         seen = self._answer()
         self._process.stdout.close()
-        self._process.wait()
         return seen
 
     def _answer(self) -> Seen:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            raise Tortured(f"the process that watches the output has failed with exit code {self._process.wait()}")
+            raise RuntimeError(f"the process that watches the output has failed with exit code {self._process.wait()}")
         return msgspec.json.decode(line, type=Seen)
 
 
@@ -138,20 +144,20 @@ class Torture:
         began = time.monotonic()
         self._input.make()
         self.setting.output().make()
-        watching = Watching(self.setting)
-        job = JobAtServers(self.setting.store, self._input, watching.ask)
-        start = self._start
-        disturber = Disturber(job, start, self._draw, self.longest, str(self._log), start_armed=lambda _: start())
-        try:
-            with Feeder(self._input.feed, self.rate):
-                for number in range(1, kills + 1):
-                    self._disturb(disturber, job, number)
-                    if job.violations or disturber.violations:
-                        break
-            self._finish(watching)
-        except Tortured as error:
-            self.ledger.violations.append(str(error))
-        seen = watching.close()
+        with Watching(self.setting) as watching:
+            job = JobAtServers(self.setting.store, self._input, watching.ask)
+            start = self._start
+            disturber = Disturber(job, start, self._draw, self.longest, str(self._log), start_armed=lambda _: start())
+            try:
+                with Feeder(self._input.feed, self.rate):
+                    for number in range(1, kills + 1):
+                        self._disturb(disturber, job, number)
+                        if job.violations or disturber.violations:
+                            break
+                self._finish(watching)
+            except Tortured as error:
+                self.ledger.violations.append(str(error))
+            seen = watching.close()
         self.ledger.others["zombies"] = disturber.zombies
         self.ledger.violations += [*disturber.violations, *job.violations, *seen.violations]
         self.ledger.rows = self._input.fed.total()
