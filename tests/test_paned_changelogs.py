@@ -83,7 +83,7 @@ def by_sql(rows: pa.Table, keys: tuple[str, ...], made: list[str]) -> list[Any]:
         return rows_of(connection.sql(query).to_arrow_table())
 
 
-@settings(max_examples=24, deadline=None)
+@settings(max_examples=18, deadline=None)
 @given(
     changelogs(),
     st.sampled_from(WINDOWS),

@@ -108,7 +108,7 @@ STEPS = st.lists(
 )
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(STEPS, st.integers(0, 2))
 def test_what_is_written_for_some_time_lives_so_long(steps: list[tuple[int, Any]], barriers: int) -> None:
     script: list[Any] = []
