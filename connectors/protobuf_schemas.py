@@ -75,7 +75,7 @@ def message_of(file: FileDescriptor, path: Iterable[int]) -> Descriptor:
         if not 0 <= index < len(within):
             raise SchemaError(f"it has no message at {list(path)}")
         found = within[index]
-    return found  # type: ignore[no-any-return]
+    return found
 
 
 def path_to(message: Descriptor) -> list[int]:
@@ -257,6 +257,6 @@ def _linked(files: list[Any]) -> FileDescriptor:
     try:
         for file in files:
             pool.AddSerializedFile(file.SerializeToString())
-        return pool.FindFileByName(files[-1].name)  # type: ignore[no-any-return]
+        return pool.FindFileByName(files[-1].name)
     except (TypeError, KeyError) as error:
         raise SchemaError(f"this is no Protobuf schema: {error}") from None

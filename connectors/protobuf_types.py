@@ -156,7 +156,7 @@ def _single(field: FieldDescriptor, within: tuple[str, ...]) -> Form:
 def _kind(field: FieldDescriptor) -> str:
     from google.protobuf.descriptor_pb2 import FieldDescriptorProto
 
-    return FieldDescriptorProto.Type.Name(field.type).removeprefix("TYPE_")
+    return str(FieldDescriptorProto.Type.Name(field.type)).removeprefix("TYPE_")
 
 
 def _micros(value: Any) -> int:

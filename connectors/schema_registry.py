@@ -142,7 +142,7 @@ class Registry:
             if error.http_status_code in _PASSING:
                 raise ExternalError(f"{text}. It is tried again when the job restarts") from None
             raise JobError(f"{text}. {_advice(error.http_status_code)}") from None
-        except (OSError, *_transport_errors()) as error:
+        except _transport_errors() as error:
             said = self.hide(f"{type(error).__name__}: {error}")
             raise ExternalError(
                 f"schema registry {self.address}: asking for {what} failed: {said}. See that it runs and can be reached"
@@ -152,7 +152,7 @@ class Registry:
         kind = registry_driver()
         resolved = {key: resolve(value) if isinstance(value, str) else value for key, value in self.settings.items()}
         try:
-            return kind({**_DEFAULTS, **resolved})  # type: ignore[no-any-return]
+            return kind({**_DEFAULTS, **resolved})
         except (ValueError, TypeError, OSError) as error:
             # No `from`: its text may quote a secret.
             raise JobError(f"the schema registry's client refuses its settings: {self.hide(str(error))}") from None
@@ -203,8 +203,8 @@ def _transport_errors() -> tuple[type[BaseException], ...]:
     """What the client's HTTP library raises; which library that is depends on the client's version."""
     for library in ("httpx2", "httpx"):
         if importlib.util.find_spec(library) is not None:
-            return (importlib.import_module(library).TransportError,)
-    return ()
+            return (OSError, importlib.import_module(library).TransportError)
+    return (OSError,)
 
 
 def _schema(kind: str, text: str) -> Any:

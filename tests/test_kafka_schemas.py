@@ -12,8 +12,12 @@ import fastavro
 import millstream as ms
 import pyarrow as pa
 import pytest
-from kafka_kit import run
+from google.protobuf.duration_pb2 import Duration
+from kafka_kit import Running, run, until
+from millstream.connectors.protobuf_format import own_message
+from millstream.connectors.protobuf_schemas import file_of, message_of
 from millstream.connectors.registered_messages import header
+from nursery import Nursery, Start
 from servers.kafka import Broker, free_ports, kafka_broker
 from servers.registry import RegistryServer, schema_registry
 
@@ -30,6 +34,13 @@ ORDER = {
     ],
 }
 ROWS = [{"id": n, "note": None if n % 3 else f"no. {n}", "day": f"2026-01-0{n % 9 + 1}"} for n in range(20)]
+JOB = """
+import millstream as ms
+
+job = ms.Job("avro")
+rows = job.read(ms.files("input/*.jsonl", name="rows"))
+rows.write(ms.kafka_sink({brokers!r}, {topic!r}, key="n", value="avro", registry={registry!r}))
+"""
 COLUMNS = {"id": int, "note": str, "day": "date32"}
 
 
@@ -122,6 +133,67 @@ def test_a_schema_that_the_registry_finds_incompatible_stops_the_job_at_its_star
     assert kafka.consume(topic) == []
 
 
+def test_protobuf_rows_come_back_with_and_without_a_registry(kafka: Broker, registry: RegistryServer) -> None:
+    table = pa.table({"id": [1, 2], "note": ["x", None], "tags": [["a"], []], "in": [{"n": 5}, {"n": None}]})
+    topic, plain = kafka.create("orders"), kafka.create("plain")
+    for sink in (
+        ms.kafka_sink(kafka.address, topic, value="protobuf", registry=registry.url),
+        ms.kafka_sink(kafka.address, plain, value="protobuf"),
+    ):
+        job = ms.Job(f"write {sink.topic}")
+        job.read(ms.memory_source(table)).write(sink)
+        job.run(restarts=0)
+
+    source = ms.kafka_source(kafka.address, topic, value="protobuf", registry=registry.url, bounded=True)
+
+    assert run(source) == table.to_pylist()
+    id_ = registry.ask(f"/subjects/{topic}-value/versions/latest")["id"]
+    with_id = [message.value() for message in kafka.consume(topic)]
+    assert with_id == [header(id_) + b"\x00" + message.value() for message in kafka.consume(plain)]
+    message = message_of(file_of(own_message(table.schema, "x", None)), [0])
+    source = ms.kafka_source(kafka.address, plain, value="protobuf", message=message, bounded=True)
+    assert run(source) == table.to_pylist()
+    source = ms.kafka_source(
+        kafka.address, topic, value="protobuf", schema={"id": "int32"}, registry=registry.url, bounded=True
+    )
+    assert run(source) == [{"id": 1}, {"id": 2}]
+
+
+def test_a_protobuf_class_is_registered_and_only_its_messages_are_taken(
+    kafka: Broker, registry: RegistryServer
+) -> None:
+    topic = kafka.create("spans")
+    sink = ms.kafka_sink(kafka.address, topic, value="protobuf", message=Duration, registry=registry.url)
+    job = ms.Job("write")
+    job.read(ms.memory_source(pa.table({"seconds": [1, 2], "nanos": pa.array([0, 5], pa.int32())}))).write(sink)
+    job.run(restarts=0)
+    id_ = registry.register(f"{topic}-value", 'syntax = "proto3"; message Other { int64 seconds = 1; }', "PROTOBUF")
+    kafka.produce(topic, {"value": header(id_) + b"\x00\x08\x07"}, {"value": header(id_) + b"\x04\x02\x08\x00"})
+
+    source = ms.kafka_source(
+        kafka.address,
+        topic,
+        value="protobuf",
+        message=Duration,
+        registry=registry.url,
+        bounded=True,
+        on_error="dead_letter",
+    )
+
+    assert run(source) == [{"seconds": 1, "nanos": 0}, {"seconds": 2, "nanos": 5}]
+
+
+def test_a_changelog_leaves_tombstones_also_of_avro(kafka: Broker, registry: RegistryServer) -> None:
+    topic = kafka.create("totals", cleanup_policy="compact")
+    job = ms.Job("totals")
+    orders = job.read(ms.memory_source(pa.Table.from_pylist([{"k": n % 3, "n": n} for n in range(30)])))
+    totals = orders.group_by("k").agg(n=ms.sum("n"))
+    totals.write(ms.kafka_sink(kafka.address, topic, key="k", value="avro", registry=registry.url))
+    job.run(restarts=0)
+    source = ms.kafka_source(kafka.address, topic, value="avro", registry=registry.url, bounded=True)
+    assert sorted((row["k"], row["n"]) for row in run(source)) == [(k, sum(range(k, 30, 3))) for k in range(3)]
+
+
 # -- evolution and poison --------------------------------------------------------------------------------------------
 
 
@@ -195,6 +267,62 @@ def test_a_registry_that_is_away_is_nobodys_poison(kafka: Broker, registry: Regi
         run(ms.kafka_source(kafka.address, topic, registry=away, **declared), store)
     assert letters_of(store) == []
     assert run(ms.kafka_source(kafka.address, topic, registry=registry.url, **declared), store) == [{"id": 1}]
+
+
+@pytest.mark.slow
+def test_a_registry_that_goes_away_and_comes_back_costs_restarts_and_no_message(
+    kafka: Broker, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, registry: RegistryServer
+) -> None:
+    """A message with a new id comes while it is away; the source goes on with those it knows."""
+    topic = kafka.create("orders")
+    schemas = [{"type": "record", "name": "O", "fields": [{"name": "n", "type": type_}]} for type_ in ("int", "long")]
+    own = RegistryServer(tmp_path_factory.mktemp("own"))
+    own.start()
+    try:
+        first, second = (own.register(f"{topic}-value", schema) for schema in schemas)
+        source = ms.kafka_source(
+            kafka.address,
+            topic,
+            value="avro",
+            schema={"n": int},
+            registry={"url": own.url, "max.retries": 0},
+            on_error="dead_letter",
+        )
+        with Running(source, tmp_path / "store.duckdb", restarts=1_000) as running:
+            kafka.produce(topic, {"value": header(first) + avro(schemas[0], {"n": 0})})
+            running.has([0])
+            own.kill()
+            kafka.produce(topic, {"value": header(first) + avro(schemas[0], {"n": 1})})
+            running.has([0, 1])
+            kafka.produce(topic, {"value": header(second) + avro(schemas[1], {"n": 2})})
+            until(lambda: running.status.generation > 1)
+            own.start()
+            running.has([0, 1, 2])
+        assert letters_of(tmp_path / "store.duckdb") == []
+    finally:
+        own.kill()
+
+
+def test_a_job_killed_where_avro_is_staged_and_sent_has_written_each_row_once(
+    kafka: Broker, registry: RegistryServer, tmp_path: Path
+) -> None:
+    topic = kafka.create("orders", 2)
+    (tmp_path / "input").mkdir()
+    for part in range(4):
+        (tmp_path / "input" / f"{part}.jsonl").write_text(
+            "".join(json.dumps({"n": n}) + "\n" for n in range(part, 48, 4))
+        )
+    (tmp_path / "job.py").write_text(JOB.format(brokers=kafka.address, topic=topic, registry=registry.url))
+    with Nursery() as nursery:
+        for point in ("store.before_commit@2", "kafka.sent@1", "kafka.visible@1"):
+            name, _, hits = point.partition("@")
+            end = nursery.run(Start(str(tmp_path), failpoint=f"{name}=kill@{hits}"))
+            assert end.killed, (point, end)
+        end = nursery.run(Start(str(tmp_path)))
+    assert end.outcome == "finished", end
+    source = ms.kafka_source(kafka.address, topic, value="avro", registry=registry.url, bounded=True)
+    assert sorted(row["n"] for row in run(source)) == list(range(48))
+    assert registry.ask(f"/subjects/{topic}-value/versions") == [1]
 
 
 def test_logins_stay_out_of_errors_and_of_what_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
