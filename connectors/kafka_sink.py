@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 import pyarrow as pa
-from millstream.connectors.avro_messages import avro_driver
 from millstream.connectors.files_sink import byte_size
 from millstream.connectors.kafka_committer import KafkaCommitter, Target
 from millstream.connectors.kafka_connection import Brokers, blame_brokers, driver, persistently
@@ -17,8 +16,7 @@ from millstream.connectors.kafka_progress import Progress, progress_name, topic_
 from millstream.connectors.kafka_writers import OutboxMessages, SentAtOnce
 from millstream.connectors.outbox import Generations, check_keys, outbox_table
 from millstream.connectors.outbox_marker import Publisher
-from millstream.connectors.protobuf_types import protobuf_driver
-from millstream.connectors.schema_registry import Given, registry_of
+from millstream.connectors.schema_values import SchemaValues
 from millstream.connectors.value_encoding import Encoding, ValueEncoder
 from millstream.engine.changelog import is_changelog
 from millstream.engine.errors import JobError, SchemaError
@@ -30,7 +28,6 @@ from millstream.engine.time import Duration, micros
 _MOST_BYTES: Final = 1_000_000
 """That a client sends in a message, unless told otherwise."""
 _SECONDS: Final = 30.0
-_VALUES: Final = ("json", "csv", "avro", "protobuf", "raw")
 
 
 def kafka_sink(  # noqa: PLR0913
@@ -38,7 +35,7 @@ def kafka_sink(  # noqa: PLR0913
     topic: str,
     *,
     key: str | Sequence[str] | None = None,
-    value: Literal["json", "csv", "avro", "protobuf", "raw"] = "json",
+    value: Literal["json", "csv", "raw"] | SchemaValues = "json",
     column: str | None = None,
     headers: Mapping[str, str] | None = None,
     timestamp: str | None = None,
@@ -51,10 +48,6 @@ def kafka_sink(  # noqa: PLR0913
     patience: Duration = "60s",
     settings: Mapping[str, Any] | None = None,
     name: str | None = None,
-    registry: str | Mapping[str, Any] | None = None,
-    message: Any = None,
-    subject: str | None = None,
-    auto_register: bool = True,
 ) -> KafkaSink:
     """Write rows to a Kafka topic, exactly once for readers of what is committed (``read_committed``).
 
@@ -66,8 +59,8 @@ def kafka_sink(  # noqa: PLR0913
         topic: it must be there.
         key: the column with messages' keys, whose partitions are those that Kafka's Java client chooses; several
             columns make a JSON object. None: messages have no key, and partitions take turns.
-        value: ``json``: a JSON object of the row; ``csv``: a record without header; ``avro``; ``protobuf``; ``raw``:
-            the text or the bytes of one column.
+        value: ``json``: a JSON object of the row; ``csv``: a record without header; ``raw``: the text or the bytes of
+            one column; or ``avro_values(...)`` or ``protobuf_values(...)``.
         column: which one it is; None: ``value``.
         headers: from the name of a header to the column it comes from.
         timestamp: the column with messages' times; None: when they are sent.
@@ -81,13 +74,6 @@ def kafka_sink(  # noqa: PLR0913
         patience: how long to try again while the brokers are away, before the job restarts.
         settings: librdkafka's, as in ``{"security.protocol": "SASL_SSL", "sasl.password": "${env:KAFKA_PASSWORD}"}``.
 
-        registry: for "avro" and "protobuf": the URL of a schema registry, or settings for its client, as for
-            ``kafka_source``. Values then begin with the id of their schema.
-        message: the schema, as for ``kafka_source``; None: one is made of the columns.
-        subject: what the registry calls it; None: ``TOPIC-value``.
-        auto_register: register the schema when the job starts. Otherwise it must be there; without ``message`` it is
-            the subject's latest.
-
     Raises:
         JobError: an argument makes no sense.
 
@@ -99,17 +85,19 @@ def kafka_sink(  # noqa: PLR0913
     if mode == "upsert" and not (keys and delivery == "exactly_once"):
         raise JobError("kafka_sink(): upserts need key= and delivery='exactly_once'")
     size = byte_size(transaction_bytes)
-    given = Given(registry, message, subject)
-    encoding = _encoding(topic, value, given, auto_register)
-    shape = Shape(keys, value, column or "value", dict(headers or {}), timestamp, partition, encoding)
+    kind, encoding = _encoding(topic, value)
+    shape = Shape(keys, kind, column or "value", dict(headers or {}), timestamp, partition, encoding)
     cluster = Brokers(brokers if isinstance(brokers, str) else ",".join(brokers), dict(settings or {}))
     options = Options(mode, delivery, again, progress, size, micros(patience) / 1_000_000)
     return KafkaSink(cluster, topic, shape, options, name or f"kafka:{topic}")
 
 
-def _check_choices(topic: str, value: str, column: str | None, mode: str | None, delivery: str) -> None:
-    if value not in _VALUES:
-        raise JobError(f"kafka_sink(): value must be {' or '.join(map(repr, _VALUES))}, got {value!r}")
+def _check_choices(topic: str, value: str | SchemaValues, column: str | None, mode: str | None, delivery: str) -> None:
+    if value not in ("json", "csv", "raw") and not isinstance(value, SchemaValues):
+        raise JobError(
+            "kafka_sink(): value must be 'json', 'csv' or 'raw', or avro_values(...) or protobuf_values(...), got "
+            f"{value!r}"
+        )
     if value != "raw" and column is not None:
         raise JobError(f"kafka_sink(): column= is for value='raw'; others are made of all columns, got {column!r}")
     if mode not in ("append", "upsert", None):
@@ -120,16 +108,11 @@ def _check_choices(topic: str, value: str, column: str | None, mode: str | None,
         raise JobError("kafka_sink(): the topic has no name")
 
 
-def _encoding(topic: str, value: str, given: Given, auto_register: bool) -> Encoding | None:
-    if value not in ("avro", "protobuf"):
-        if given != Given(None, None, None) or not auto_register:
-            raise JobError("kafka_sink(): registry, message, subject and auto_register are for Avro and Protobuf")
-        return Encoding("csv") if value == "csv" else None
-    if given.registry is None and not auto_register:
-        raise JobError("kafka_sink(): auto_register=False says how to use a registry=, and there is none")
-    avro_driver() if value == "avro" else protobuf_driver()
-    registry = None if given.registry is None else registry_of(given.registry)
-    return Encoding(value, registry, given.message, given.subject or f"{topic}-value", auto_register)
+def _encoding(topic: str, value: str | SchemaValues) -> tuple[str, Encoding | None]:
+    """Return the word for what values are, and how they are encoded if the word does not say it all."""
+    if isinstance(value, SchemaValues):
+        return value.kind, Encoding(value, value.subject_of(topic))
+    return value, Encoding() if value == "csv" else None
 
 
 @dataclass(frozen=True, slots=True)

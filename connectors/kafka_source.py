@@ -12,8 +12,9 @@ import pyarrow as pa
 from millstream.connectors.csv_decoder import CsvDialect, check_csv_types
 from millstream.connectors.kafka_connection import Brokers, driver
 from millstream.connectors.kafka_metadata import KEY_TYPES, METADATA_TYPES
-from millstream.connectors.message_decoders import RAW_COLUMN, CsvMessages, JsonMessages, MessageDecoder, RawMessages
-from millstream.connectors.schema_registry import Given
+from millstream.connectors.message_decoders import RAW_COLUMN, JsonMessages
+from millstream.connectors.schema_values import SchemaValues
+from millstream.connectors.value_format import PlainFormat, ValueFormat, value_format
 from millstream.engine.errors import JobError, SchemaError
 from millstream.engine.expression_types import Schema, schema_of
 from millstream.engine.source import Position, ReadContext, Source, Split, SplitOrder, SplitReader
@@ -21,14 +22,13 @@ from millstream.engine.source import Position, ReadContext, Source, Split, Split
 if TYPE_CHECKING:
     from millstream.connectors.kafka_reader import Cluster, OnError, OnLost
     from millstream.connectors.kafka_topics import Place, Topics
-    from millstream.connectors.value_format import ValueFormat
     from millstream.engine.expression import Expr
 
 Start: TypeAlias = Literal["earliest", "latest"] | dt.datetime
-Value: TypeAlias = Literal["json", "csv", "avro", "protobuf", "string", "raw"]
+Value: TypeAlias = Literal["json", "csv", "string", "raw"]
 
 _CHOICES: Final = {
-    "value": ("json", "csv", "avro", "protobuf", "string", "raw"),
+    "value": ("json", "csv", "string", "raw"),
     "key": tuple(KEY_TYPES),
     "tombstones": ("keep", "skip"),
     "on_error": ("fail", "dead_letter"),
@@ -48,7 +48,7 @@ def kafka_source(  # noqa: PLR0913 - all but the first two by name
     topic: str | Sequence[str],
     *,
     schema: Schema | None = None,
-    value: Value = "json",
+    value: Value | SchemaValues = "json",
     metadata: Sequence[str] | Mapping[str, str] = (),
     key: Literal["binary", "string", "int32", "int64"] = "binary",
     start: Start = "earliest",
@@ -62,9 +62,6 @@ def kafka_source(  # noqa: PLR0913 - all but the first two by name
     delimiter: str = ",",
     quote: str | None = '"',
     null_values: Sequence[str] = ("",),
-    registry: str | Mapping[str, Any] | None = None,
-    message: Any = None,
-    subject: str | None = None,
 ) -> KafkaSource:
     """Read topics of Apache Kafka, or of what speaks its protocol; needs ``pip install 'millstream[kafka]'``.
 
@@ -74,10 +71,9 @@ def kafka_source(  # noqa: PLR0913 - all but the first two by name
     Args:
         brokers: ``"host:port"`` of some of the brokers, separated by commas or as a list.
         topic: the name of a topic, or several.
-        schema: the columns of the value, as in ``{"id": "int64"}``, of CSV in order; not for "string" and "raw". Of
-            Avro and Protobuf, the fields to read; None: those of ``message``, or of the registry's latest version.
-        value: what values are: "json" (an object each), "csv" (a record each), "avro", "protobuf", or "string" or
-            "raw", one column ``value``.
+        schema: the columns of the value, as in ``{"id": "int64"}``, of CSV in order; unless ``value`` says it all.
+        value: what values are: "json" (an object each), "csv" (a record each), "string" or "raw", one column
+            ``value``; or ``avro_values(...)`` or ``protobuf_values(...)``.
         metadata: more columns: "key", "timestamp" (of the message, in UTC), "headers", "topic", "partition", "offset";
             as a list, or a mapping to the names the columns get, as in ``{"timestamp": "at"}``.
         key: what keys are: "binary", "string" (UTF-8), or "int32" and "int64" as Kafka's serializers write them.
@@ -92,15 +88,9 @@ def kafka_source(  # noqa: PLR0913 - all but the first two by name
         settings: for librdkafka, such as ``{"security.protocol": "SASL_SSL", "sasl.password": "${env:SECRET}"}``.
         name: how plans and logs call it; otherwise the topics.
         delimiter, quote, null_values: how CSV is written, as for ``files``.
-        registry: for "avro" and "protobuf": the URL of a schema registry, in which messages name their schemas, or
-            settings for its client: ``{"url": ..., "basic.auth.user.info": "${env:REGISTRY_LOGIN}"}``.
-        message: for "avro", a schema as a dict or JSON text; for "protobuf", a generated class or a descriptor: what
-            values are where there is no registry, and otherwise what to read them as.
-        subject: what the registry calls the schema; None: ``TOPIC-value``.
 
     Raises:
-        JobError: the options contradict each other, or the client library is not there.
-        ExternalError: the schema is to be looked up now, and the registry is away.
+        JobError, ExternalError: the options contradict each other, or the client library or registry is not there.
 
     >>> kafka_source("localhost:9092", "orders", schema={"item": str}, metadata={"timestamp": "at"}).schema.names
     ['item', 'at']
@@ -108,17 +98,12 @@ def kafka_source(  # noqa: PLR0913 - all but the first two by name
     topics = (topic,) if isinstance(topic, str) else tuple(topic)
     called = name or ", ".join(topics)
     _check(called, topics, start, value=value, key=key, tombstones=tombstones, on_error=on_error, on_lost=on_lost)
-    given = Given(registry, message, subject)
-    format_ = _value_format(called, value, given, schema, topics)
-    fields = format_.columns() if format_ and schema is None else _value_schema(called, value, schema)
-    if format_ is not None:
-        format_.decoder(fields)
-    kinds = _metadata_columns(called, metadata, fields)
-    columns = _columns(fields, kinds, key)
     dialect = CsvDialect(delimiter, quote, header=False, null_values=tuple(null_values))
+    values = _values(called, value, schema, dialect, topics[0])
+    kinds = _metadata_columns(called, metadata, values.fields)
     client = _Client(*_reached(called, brokers, settings or {}), topics, group, called, start, bounded)
     return KafkaSource(
-        called, topics, columns, kinds, value, fields, dialect, tombstones, on_error, on_lost, client, format_
+        called, topics, _columns(values.fields, kinds, key), kinds, values, tombstones, on_error, on_lost, client
     )
 
 
@@ -209,14 +194,11 @@ class KafkaSource(Source):
     topics: tuple[str, ...]
     columns: pa.Schema
     metadata: Mapping[str, str]
-    value: Value
-    fields: pa.Schema
-    dialect: CsvDialect
+    values: ValueFormat
     tombstones: str
     on_error: OnError
     on_lost: OnLost
     client: _Client = field(repr=False)
-    format_: ValueFormat | None = field(default=None, repr=False)
 
     @property
     def name(self) -> str:
@@ -262,7 +244,7 @@ class KafkaSource(Source):
         else:
             stretch = Stretch.of(position)
         columns = Columns(self.columns, self.metadata, self.tombstones == "keep")
-        rows = RowDecoder(columns, self._values(columns.of_value), *place)
+        rows = RowDecoder(columns, self.values.decoder(columns.of_value), *place)
         rules = Rules(self.name, self.on_error, self.on_lost)
         return KafkaReader(self.client.cluster, place, stretch, rows, rules, context)
 
@@ -280,41 +262,17 @@ class KafkaSource(Source):
         """What is read again after a crash."""
         return "replayable: the offset in every partition is in the checkpoint"
 
-    def _values(self, of_value: pa.Schema) -> MessageDecoder:
-        if self.format_ is not None:
-            return self.format_.decoder(of_value)
-        if self.value == "json":
-            return JsonMessages(of_value)
-        if self.value == "csv":
-            return CsvMessages(of_value, self.fields.names, self.dialect)
-        return RawMessages(of_value.field(0).type)
 
-
-def _value_format(
-    source: str, value: Value, given: Given, schema: Schema | None, topics: Sequence[str]
-) -> ValueFormat | None:
-    """Return how Avro and Protobuf are decoded; None: values are something else."""
-    if value not in ("avro", "protobuf"):
-        if given.registry is not None or given.message is not None or given.subject is not None:
-            raise JobError(f"kafka_source({source!r}): registry, message and subject are for Avro and Protobuf")
-        return None
-    from millstream.connectors.value_format import value_format
-
-    try:
-        subject = given.subject or f"{topics[0]}-value"
-        return value_format(value, given.registry, given.message, subject, declared=schema is not None)
-    except (JobError, SchemaError) as error:
-        raise JobError(f"kafka_source({source!r}): {error}") from None
-
-
-def _check(source: str, topics: Sequence[str], start: object, **chosen: str) -> None:
+def _check(source: str, topics: Sequence[str], start: object, **chosen: object) -> None:
     driver()
     if not topics or not all(topics) or len(set(topics)) < len(topics):
         raise JobError(f"kafka_source() takes a topic or several different ones, got {list(topics)!r}")
     for option, choice in chosen.items():
         known = _CHOICES[option]
-        if choice not in known:
-            raise JobError(f"kafka_source({source!r}): {option} is {' or '.join(map(repr, known))}, got {choice!r}")
+        if choice not in known and not (option == "value" and isinstance(choice, SchemaValues)):
+            others = ", or avro_values(...) or protobuf_values(...)" if option == "value" else ""
+            known_ones = " or ".join(map(repr, known)) + others
+            raise JobError(f"kafka_source({source!r}): {option} is {known_ones}, got {choice!r}")
     if start not in ("earliest", "latest") and not isinstance(start, dt.datetime):
         raise JobError(f"kafka_source({source!r}): start is 'earliest', 'latest' or a datetime, got {start!r}")
 
@@ -329,6 +287,17 @@ def _reached(source: str, brokers: str | Sequence[str], settings: Mapping[str, A
     return Brokers(addresses, others), settings.get("isolation.level", "read_committed")
 
 
+def _values(
+    source: str, value: Value | SchemaValues, schema: Schema | None, dialect: CsvDialect, topic: str
+) -> ValueFormat:
+    if isinstance(value, str):
+        return PlainFormat(value, _value_schema(source, value, schema), dialect)
+    try:
+        return value_format(value, topic, None if schema is None else _named_columns(source, schema))
+    except (JobError, SchemaError) as error:
+        raise JobError(f"kafka_source({source!r}): {error}") from None
+
+
 def _value_schema(source: str, value: Value, schema: Schema | None) -> pa.Schema:
     if value in {"string", "raw"}:
         if schema is not None:
@@ -338,13 +307,18 @@ def _value_schema(source: str, value: Value, schema: Schema | None) -> pa.Schema
         raise JobError(
             f"kafka_source({source!r}): say which columns the values have, as in schema={{'id': int, 'name': str}}"
         )
+    columns = _named_columns(source, schema)
+    if value == "csv":
+        check_csv_types(columns)
+    else:
+        JsonMessages(columns)
+    return columns
+
+
+def _named_columns(source: str, schema: Schema) -> pa.Schema:
     columns = schema_of(schema)
     if not len(columns) or len(set(columns.names)) < len(columns):
         raise JobError(f"kafka_source({source!r}): schema needs one or more columns, each of another name")
-    if value == "csv":
-        check_csv_types(columns)
-    elif value == "json":
-        JsonMessages(columns)
     return columns
 
 

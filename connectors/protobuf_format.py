@@ -17,10 +17,9 @@ from millstream.connectors.protobuf_schemas import (
     proto_of,
     registered_text,
 )
-from millstream.connectors.protobuf_types import protobuf_driver
 from millstream.connectors.registered_messages import MixedMessages, RegisteredMessages
-from millstream.connectors.schema_registry import Registered, Registry, UnknownSchema
-from millstream.engine.errors import JobError, SchemaError
+from millstream.connectors.schema_registry import Registered, Registry
+from millstream.engine.errors import SchemaError
 
 if TYPE_CHECKING:
     from google.protobuf.descriptor import Descriptor
@@ -35,13 +34,9 @@ class ProtobufFormat:
         reader: what messages are read as, by the numbers of fields; None: as they were written.
     """
 
+    fields: pa.Schema
     registry: Registry | None
     reader: Descriptor | None
-
-    def columns(self) -> pa.Schema:
-        """As ``ValueFormat.columns``."""
-        assert self.reader is not None
-        return columns_of(self.reader)
 
     def decoder(self, columns: pa.Schema) -> MessageDecoder:
         """As ``ValueFormat.decoder``."""
@@ -67,19 +62,17 @@ class ProtobufFormat:
         return RegisteredMessages(columns, of_id)
 
 
-def protobuf_format(registry: Registry | None, message: Any, subject: str, *, declared: bool) -> ProtobufFormat:
-    """Return how values are decoded; see ``value_format``."""
-    protobuf_driver()
-    if message is not None or declared:
-        return ProtobufFormat(registry, None if message is None else given_message(message))
-    assert registry is not None
-    try:
-        found = registry.latest(subject, serialized=True)
-    except UnknownSchema as error:
-        raise JobError(
-            f"{registry} has no subject {subject!r} to take the columns from ({error}): pass schema= or subject="
-        ) from None
-    return ProtobufFormat(registry, message_of(file_of(found), (0,)))
+def protobuf_format(
+    registry: Registry | None, message: Any, found: Registered | None, declared: pa.Schema | None
+) -> ProtobufFormat:
+    """Return how values are decoded, whose latest schema has been looked up if need be; see ``value_format``."""
+    reader = None if message is None else given_message(message)
+    if found is not None:
+        reader = message_of(file_of(found), (0,))
+    if declared is not None:
+        return ProtobufFormat(declared, registry, reader)
+    assert reader is not None
+    return ProtobufFormat(columns_of(reader), registry, reader)
 
 
 def own_message(columns: pa.Schema, subject: str, message: Any) -> Registered:

@@ -7,7 +7,7 @@ import importlib.util
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
 from millstream.connectors.secrets import resolve
@@ -24,14 +24,6 @@ _PASSING: Final = frozenset({408, 429, 500, 502, 503, 504})
 _UNKNOWN: Final = frozenset({40401, 40402, 40403})
 """Error codes of registries: there is no such subject, version, schema."""
 _DEFAULTS: Final = {"timeout": 10, "max.retries": 2, "retries.wait.ms": 200, "retries.max.wait.ms": 2000}
-
-
-class Given(NamedTuple):
-    """What a user says of schemas."""
-
-    registry: str | Mapping[str, Any] | None
-    message: Any
-    subject: str | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,30 +1,53 @@
-"""How a source decodes Avro and Protobuf: with schemas of a registry, or with one that is given."""
+"""How a source decodes values: JSON, CSV, texts and bytes by themselves, Avro and Protobuf with their schemas."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import pyarrow as pa
-from millstream.connectors.avro_messages import AvroMessages, avro_driver
+from millstream.connectors.avro_messages import AvroMessages
 from millstream.connectors.avro_types import arrow_schema, as_record, avro_schema, expanded
-from millstream.connectors.message_decoders import MessageDecoder
+from millstream.connectors.csv_decoder import CsvDialect
+from millstream.connectors.message_decoders import CsvMessages, JsonMessages, MessageDecoder, RawMessages
 from millstream.connectors.registered_messages import RegisteredMessages
-from millstream.connectors.schema_registry import Registered, Registry, UnknownSchema, registry_of
+from millstream.connectors.schema_registry import Registered, Registry, UnknownSchema
+from millstream.connectors.schema_values import SchemaValues
 from millstream.engine.errors import JobError, SchemaError
 
 
 class ValueFormat(Protocol):
     """What values are, and which columns they have."""
 
-    def columns(self) -> pa.Schema:
-        """Return the columns of the schema that is read. Raises SchemaError if it makes none."""
+    @property
+    def fields(self) -> pa.Schema:
+        """The columns of values."""
         ...
 
     def decoder(self, columns: pa.Schema) -> MessageDecoder:
-        """Return what decodes values into these columns. Raises SchemaError if the schema has no such columns."""
+        """Return what decodes values into some of these columns. Raises SchemaError if they do not have them."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class PlainFormat:
+    """Values that say everything themselves: "json", "csv", "string" or "raw".
+
+    Attributes:
+        dialect: of CSV.
+    """
+
+    value: str
+    fields: pa.Schema
+    dialect: CsvDialect
+
+    def decoder(self, columns: pa.Schema) -> MessageDecoder:
+        """As ``ValueFormat.decoder``."""
+        if self.value == "json":
+            return JsonMessages(columns)
+        if self.value == "csv":
+            return CsvMessages(columns, self.fields.names, self.dialect)
+        return RawMessages(columns.field(0).type)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,20 +60,17 @@ class AvroFormat:
         references: the named types it is made of.
     """
 
+    fields: pa.Schema
     registry: Registry | None
     reader: Any
     references: tuple[Any, ...] = ()
-
-    def columns(self) -> pa.Schema:
-        """As ``ValueFormat.columns``."""
-        return arrow_schema(expanded(as_record(self.reader), self.references))
 
     def decoder(self, columns: pa.Schema) -> MessageDecoder:
         """As ``ValueFormat.decoder``."""
         registry = self.registry
         if registry is None:
             return AvroMessages(columns, self.reader)
-        reader = self.reader and expanded(as_record(self.reader), self.references)
+        reader = None if self.reader is None else expanded(as_record(self.reader), self.references)
 
         def of_id(id_: int) -> MessageDecoder:
             found = registry.get(id_)
@@ -59,42 +79,54 @@ class AvroFormat:
         return RegisteredMessages(columns, of_id)
 
 
-def value_format(
-    kind: str, registry: str | Mapping[str, Any] | None, message: Any, subject: str, *, declared: bool
-) -> ValueFormat:
-    """Return how values are decoded, of which the latest schema is looked up if nothing else says what columns are.
+def value_format(values: SchemaValues, topic: str, declared: pa.Schema | None) -> ValueFormat:
+    """Return how Avro and Protobuf are decoded; if nothing else says what columns are, the latest schema is looked up.
 
     Args:
-        kind: "avro" or "protobuf".
-        registry: as users name it.
-        message: the schema of values, or to read them as.
-        subject: what the registry calls the topic's values.
-        declared: whether the columns are known.
+        values: as users ask for it.
+        topic: the subject is called after it.
+        declared: the columns, if they are known.
 
     Raises:
-        JobError: neither a registry nor a schema is given, or they are none.
+        JobError: neither a registry nor a schema is given, or a schema is none.
+        SchemaError: it makes no columns, or not these.
         ExternalError: the registry is away.
     """
+    message, registry = values.message, values.registry
     if registry is None and message is None:
-        raise JobError(
-            f"value={kind!r} needs registry=, where the schemas of messages are, or message=, the one schema of all"
-        )
-    reached = None if registry is None else registry_of(registry)
-    if kind == "protobuf":
+        raise JobError(f"{values.kind}_values() needs a registry, where the schemas of messages are, or message=")
+    found = None
+    if registry is not None and message is None and declared is None:
+        found = _latest(registry, values.subject_of(topic), serialized=values.kind == "protobuf")
+    made: ValueFormat
+    if values.kind == "protobuf":
         from millstream.connectors.protobuf_format import protobuf_format
 
-        return protobuf_format(reached, message, subject, declared=declared)
-    avro_driver()
-    if message is not None or declared:
-        return AvroFormat(reached, None if message is None else avro_schema(message))
-    assert reached is not None
+        made = protobuf_format(registry, message, found, declared)
+    else:
+        made = _avro_format(registry, message, found, declared)
+    made.decoder(made.fields)
+    return made
+
+
+def _avro_format(
+    registry: Registry | None, message: Any, found: Registered | None, declared: pa.Schema | None
+) -> AvroFormat:
+    references: tuple[Any, ...] = ()
+    schema = None if message is None else avro_schema(message)
+    if found is not None:
+        schema, references = avro_text(found), avro_references(found)
+    fields = declared or arrow_schema(expanded(as_record(schema), references))
+    return AvroFormat(fields, registry, schema, references)
+
+
+def _latest(registry: Registry, subject: str, *, serialized: bool) -> Registered:
     try:
-        found = reached.latest(subject)
+        return registry.latest(subject, serialized=serialized)
     except UnknownSchema as error:
         raise JobError(
-            f"{reached} has no subject {subject!r} to take the columns from ({error}): pass schema= or subject="
+            f"{registry} has no subject {subject!r} to take the columns from ({error}): pass schema= or subject="
         ) from None
-    return AvroFormat(reached, avro_text(found), avro_references(found))
 
 
 def avro_text(found: Registered) -> Any:

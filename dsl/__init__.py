@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from millstream.connectors.postgres_table import postgres_table
     from millstream.connectors.printing import print_sink
     from millstream.connectors.redis_source import redis_source
+    from millstream.connectors.schema_values import avro_values, protobuf_values
     from millstream.engine.errors import (
         DataError,
         ExternalError,
@@ -83,6 +84,7 @@ _HOMES = {
     "millstream.connectors.iceberg_sink": ("iceberg_sink",),
     "millstream.connectors.kafka_sink": ("kafka_sink",),
     "millstream.connectors.kafka_source": ("kafka_source",),
+    "millstream.connectors.schema_values": ("avro_values", "protobuf_values"),
     "millstream.connectors.memory": ("memory_sink", "memory_source"),
     "millstream.connectors.postgres_changes": ("postgres_changes",),
     "millstream.connectors.postgres_sink": ("postgres_sink",),
@@ -154,6 +156,7 @@ __all__ = [
     "approx_count_distinct",
     "arg_max",
     "arg_min",
+    "avro_values",
     "blackhole",
     "call",
     "col",
@@ -197,6 +200,7 @@ __all__ = [
     "postgres_table",
     "prev",
     "print_sink",
+    "protobuf_values",
     "quantile",
     "redis_source",
     "retry",

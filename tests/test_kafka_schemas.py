@@ -39,7 +39,7 @@ import millstream as ms
 
 job = ms.Job("avro")
 rows = job.read(ms.files("input/*.jsonl", name="rows"))
-rows.write(ms.kafka_sink({brokers!r}, {topic!r}, key="n", value="avro", registry={registry!r}))
+rows.write(ms.kafka_sink({brokers!r}, {topic!r}, key="n", value=ms.avro_values({registry!r})))
 """
 COLUMNS = {"id": int, "note": str, "day": "date32"}
 
@@ -70,11 +70,12 @@ def write(sink: Any, store: Path | None = None) -> None:
 @pytest.mark.parametrize("with_registry", [True, False])
 def test_avro_rows_come_back(with_registry: bool, kafka: Broker, registry: RegistryServer) -> None:
     topic = kafka.create("orders")
-    options = {"registry": registry.url} if with_registry else {}
-    write(ms.kafka_sink(kafka.address, topic, key="id", value="avro", **options))
+    values = ms.avro_values(registry.url if with_registry else None)
+    write(ms.kafka_sink(kafka.address, topic, key="id", value=values))
 
-    given = options or {"message": derived()}
-    source = ms.kafka_source(kafka.address, topic, value="avro", bounded=True, **given)
+    source = ms.kafka_source(
+        kafka.address, topic, value=values if with_registry else ms.avro_values(message=derived()), bounded=True
+    )
 
     assert source.schema == table_schema()
     assert sorted(run(source), key=lambda row: row["id"]) == rows()
@@ -104,7 +105,7 @@ def test_a_sink_that_may_not_register_takes_the_latest_schema_or_looks_its_own_u
 
     def sink(**options: Any) -> Any:
         return ms.kafka_sink(
-            kafka.address, topic, value="avro", registry=registry.url, auto_register=False, again=True, **options
+            kafka.address, topic, value=ms.avro_values(registry.url, auto_register=False, **options), again=True
         )
 
     with pytest.raises(ms.JobError, match=rf"does not have the schema under subject '{topic}-value'"):
@@ -118,7 +119,7 @@ def test_a_sink_that_may_not_register_takes_the_latest_schema_or_looks_its_own_u
         write(sink(message={**schema, "name": "another"}))
     assert {message.value()[:5] for message in kafka.consume(topic)} == {header(id_)}
     assert registry.ask(f"/subjects/{topic}-value/versions") == [1]
-    source = ms.kafka_source(kafka.address, topic, value="avro", registry=registry.url, bounded=True)
+    source = ms.kafka_source(kafka.address, topic, value=ms.avro_values(registry.url), bounded=True)
     assert {row["more"] for row in run(source)} == {7}
 
 
@@ -129,7 +130,7 @@ def test_a_schema_that_the_registry_finds_incompatible_stops_the_job_at_its_star
     registry.ask_to_keep_compatible(f"{topic}-value")
     registry.register(f"{topic}-value", ORDER)
     with pytest.raises(ms.JobError, match="not compatible"):
-        write(ms.kafka_sink(kafka.address, topic, value="avro", registry=registry.url))
+        write(ms.kafka_sink(kafka.address, topic, value=ms.avro_values(registry.url)))
     assert kafka.consume(topic) == []
 
 
@@ -137,24 +138,24 @@ def test_protobuf_rows_come_back_with_and_without_a_registry(kafka: Broker, regi
     table = pa.table({"id": [1, 2], "note": ["x", None], "tags": [["a"], []], "in": [{"n": 5}, {"n": None}]})
     topic, plain = kafka.create("orders"), kafka.create("plain")
     for sink in (
-        ms.kafka_sink(kafka.address, topic, value="protobuf", registry=registry.url),
-        ms.kafka_sink(kafka.address, plain, value="protobuf"),
+        ms.kafka_sink(kafka.address, topic, value=ms.protobuf_values(registry.url)),
+        ms.kafka_sink(kafka.address, plain, value=ms.protobuf_values()),
     ):
         job = ms.Job(f"write {sink.topic}")
         job.read(ms.memory_source(table)).write(sink)
         job.run(restarts=0)
 
-    source = ms.kafka_source(kafka.address, topic, value="protobuf", registry=registry.url, bounded=True)
+    source = ms.kafka_source(kafka.address, topic, value=ms.protobuf_values(registry.url), bounded=True)
 
     assert run(source) == table.to_pylist()
     id_ = registry.ask(f"/subjects/{topic}-value/versions/latest")["id"]
     with_id = [message.value() for message in kafka.consume(topic)]
     assert with_id == [header(id_) + b"\x00" + message.value() for message in kafka.consume(plain)]
     message = message_of(file_of(own_message(table.schema, "x", None)), [0])
-    source = ms.kafka_source(kafka.address, plain, value="protobuf", message=message, bounded=True)
+    source = ms.kafka_source(kafka.address, plain, value=ms.protobuf_values(message=message), bounded=True)
     assert run(source) == table.to_pylist()
     source = ms.kafka_source(
-        kafka.address, topic, value="protobuf", schema={"id": "int32"}, registry=registry.url, bounded=True
+        kafka.address, topic, value=ms.protobuf_values(registry.url), schema={"id": "int32"}, bounded=True
     )
     assert run(source) == [{"id": 1}, {"id": 2}]
 
@@ -163,7 +164,7 @@ def test_a_protobuf_class_is_registered_and_only_its_messages_are_taken(
     kafka: Broker, registry: RegistryServer
 ) -> None:
     topic = kafka.create("spans")
-    sink = ms.kafka_sink(kafka.address, topic, value="protobuf", message=Duration, registry=registry.url)
+    sink = ms.kafka_sink(kafka.address, topic, value=ms.protobuf_values(registry.url, message=Duration))
     job = ms.Job("write")
     job.read(ms.memory_source(pa.table({"seconds": [1, 2], "nanos": pa.array([0, 5], pa.int32())}))).write(sink)
     job.run(restarts=0)
@@ -173,9 +174,7 @@ def test_a_protobuf_class_is_registered_and_only_its_messages_are_taken(
     source = ms.kafka_source(
         kafka.address,
         topic,
-        value="protobuf",
-        message=Duration,
-        registry=registry.url,
+        value=ms.protobuf_values(registry.url, message=Duration),
         bounded=True,
         on_error="dead_letter",
     )
@@ -188,9 +187,9 @@ def test_a_changelog_leaves_tombstones_also_of_avro(kafka: Broker, registry: Reg
     job = ms.Job("totals")
     orders = job.read(ms.memory_source(pa.Table.from_pylist([{"k": n % 3, "n": n} for n in range(30)])))
     totals = orders.group_by("k").agg(n=ms.sum("n"))
-    totals.write(ms.kafka_sink(kafka.address, topic, key="k", value="avro", registry=registry.url))
+    totals.write(ms.kafka_sink(kafka.address, topic, key="k", value=ms.avro_values(registry.url)))
     job.run(restarts=0)
-    source = ms.kafka_source(kafka.address, topic, value="avro", registry=registry.url, bounded=True)
+    source = ms.kafka_source(kafka.address, topic, value=ms.avro_values(registry.url), bounded=True)
     assert sorted((row["k"], row["n"]) for row in run(source)) == [(k, sum(range(k, 30, 3))) for k in range(3)]
 
 
@@ -218,7 +217,7 @@ def test_versions_mix_and_references_are_followed(kafka: Broker, registry: Regis
     ]
     kafka.produce(topic, *({"value": value} for value in values))
 
-    source = ms.kafka_source(kafka.address, topic, value="avro", registry=registry.url, bounded=True)
+    source = ms.kafka_source(kafka.address, topic, value=ms.avro_values(registry.url), bounded=True)
 
     assert run(source) == [{"id": 2**40, "shop": {"city": "Rome"}}, {"id": 1, "shop": None}, {"id": 3, "shop": None}]
 
@@ -229,7 +228,7 @@ def test_poison_is_put_aside_with_its_place_and_bytes(kafka: Broker, registry: R
     good = header(id_) + avro(ORDER, {"id": 1, "note": None, "price": Decimal(1)})
     poison = [b"\x01" + good[1:], header(9_999) + good[5:], good[:-1], good + b"\x00", b"", b'{"id": 1}']
     kafka.produce(topic, *({"value": value} for value in [good, *poison, good]))
-    options = {"value": "avro", "registry": registry.url, "bounded": True}
+    options = {"value": ms.avro_values(registry.url), "bounded": True}
 
     with pytest.raises(ms.DataError, match="offset 1: expected a message that begins with a zero byte"):
         run(ms.kafka_source(kafka.address, topic, **options))
@@ -256,17 +255,19 @@ def test_a_registry_that_is_away_is_nobodys_poison(kafka: Broker, registry: Regi
     (port,) = free_ports(1)
     away = {"url": f"http://127.0.0.1:{port}", "max.retries": 0}
     kafka.produce(topic, {"value": header(first) + value})
-    declared = {"value": "avro", "schema": {"id": int}, "bounded": True, "on_error": "dead_letter"}
+    declared = {"schema": {"id": int}, "bounded": True, "on_error": "dead_letter"}
 
     with pytest.raises(ms.ExternalError, match=r"schema registry http://127\.0\.0\.1"):
-        ms.kafka_source(kafka.address, topic, value="avro", registry=away)
+        ms.kafka_source(kafka.address, topic, value=ms.avro_values(away))
     with pytest.raises(ms.JobFailed, match=r"schema registry .* Connection refused"):
-        write(ms.kafka_sink(kafka.address, topic, value="avro", registry=away))
+        write(ms.kafka_sink(kafka.address, topic, value=ms.avro_values(away)))
     store = tmp_path / "store.duckdb"
     with pytest.raises(ms.JobFailed, match=r"schema registry .* Connection refused"):
-        run(ms.kafka_source(kafka.address, topic, registry=away, **declared), store)
+        run(ms.kafka_source(kafka.address, topic, value=ms.avro_values(away), **declared), store)
     assert letters_of(store) == []
-    assert run(ms.kafka_source(kafka.address, topic, registry=registry.url, **declared), store) == [{"id": 1}]
+    assert run(ms.kafka_source(kafka.address, topic, value=ms.avro_values(registry.url), **declared), store) == [
+        {"id": 1}
+    ]
 
 
 @pytest.mark.slow
@@ -283,9 +284,8 @@ def test_a_registry_that_goes_away_and_comes_back_costs_restarts_and_no_message(
         source = ms.kafka_source(
             kafka.address,
             topic,
-            value="avro",
+            value=ms.avro_values({"url": own.url, "max.retries": 0}),
             schema={"n": int},
-            registry={"url": own.url, "max.retries": 0},
             on_error="dead_letter",
         )
         with Running(source, tmp_path / "store.duckdb", restarts=1_000) as running:
@@ -303,6 +303,7 @@ def test_a_registry_that_goes_away_and_comes_back_costs_restarts_and_no_message(
         own.kill()
 
 
+@pytest.mark.slow
 def test_a_job_killed_where_avro_is_staged_and_sent_has_written_each_row_once(
     kafka: Broker, registry: RegistryServer, tmp_path: Path
 ) -> None:
@@ -320,7 +321,7 @@ def test_a_job_killed_where_avro_is_staged_and_sent_has_written_each_row_once(
             assert end.killed, (point, end)
         end = nursery.run(Start(str(tmp_path)))
     assert end.outcome == "finished", end
-    source = ms.kafka_source(kafka.address, topic, value="avro", registry=registry.url, bounded=True)
+    source = ms.kafka_source(kafka.address, topic, value=ms.avro_values(registry.url), bounded=True)
     assert sorted(row["n"] for row in run(source)) == list(range(48))
     assert registry.ask(f"/subjects/{topic}-value/versions") == [1]
 
@@ -330,13 +331,13 @@ def test_logins_stay_out_of_errors_and_of_what_is_shown(monkeypatch: pytest.Monk
     (port,) = free_ports(1)
     settings = {"url": f"http://127.0.0.1:{port}", "basic.auth.user.info": "${env:LOGIN}", "max.retries": 0}
     with pytest.raises(ms.ExternalError) as failed:
-        ms.kafka_source("127.0.0.1:1", "orders", value="avro", registry=settings)
+        ms.kafka_source("127.0.0.1:1", "orders", value=ms.avro_values(settings))
     assert "secret" not in str(failed.value)
-    source = ms.kafka_source("127.0.0.1:1", "orders", value="avro", registry=settings, schema={"n": int})
-    sink = ms.kafka_sink("127.0.0.1:1", "orders", value="avro", registry=settings)
+    source = ms.kafka_source("127.0.0.1:1", "orders", value=ms.avro_values(settings), schema={"n": int})
+    sink = ms.kafka_sink("127.0.0.1:1", "orders", value=ms.avro_values(settings))
     assert "secret" not in repr(source) + repr(sink) + repr(sink.shape)
     with pytest.raises(ms.JobError) as refused:
-        ms.kafka_source("127.0.0.1:1", "orders", value="avro", registry={**settings, "no.such": "${env:LOGIN}"})
+        ms.kafka_source("127.0.0.1:1", "orders", value=ms.avro_values({**settings, "no.such": "${env:LOGIN}"}))
     assert "secret" not in str(refused.value)
 
 
