@@ -98,13 +98,11 @@ def kafka_source(  # noqa: PLR0913 - all but the first two by name
     topics = (topic,) if isinstance(topic, str) else tuple(topic)
     called = name or ", ".join(topics)
     _check(called, topics, start, value=value, key=key, tombstones=tombstones, on_error=on_error, on_lost=on_lost)
-    dialect = CsvDialect(delimiter, quote, header=False, null_values=tuple(null_values))
-    values = _values(called, value, schema, dialect, topics[0])
+    values = _values(called, value, schema, CsvDialect(delimiter, quote, False, tuple(null_values)), topics[0])
     kinds = _metadata_columns(called, metadata, values.fields)
     client = _Client(*_reached(called, brokers, settings or {}), topics, group, called, start, bounded)
-    return KafkaSource(
-        called, topics, _columns(values.fields, kinds, key), kinds, values, tombstones, on_error, on_lost, client
-    )
+    columns = _columns(values.fields, kinds, key)
+    return KafkaSource(called, topics, columns, kinds, values, tombstones, on_error, on_lost, client)
 
 
 class _Client:
