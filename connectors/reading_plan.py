@@ -90,8 +90,12 @@ class BadInput:
                 f"{self.path}{', ' + where if where else ''}: {problem}; replace the file, or pass "
                 "on_error='dead_letter' to put it aside"
             )
-        with self.path.open("rb") if isinstance(self.path, Path) else self.path.open() as file:
-            self._keep(where or "the file", problem, file.read(RAW_OF_A_FILE))
+        try:
+            with self.path.open("rb") if isinstance(self.path, Path) else self.path.open() as file:
+                raw = file.read(RAW_OF_A_FILE)
+        except FileChanged as error:
+            raise self.changed(str(error)) from error
+        self._keep(where or "the file", problem, raw)
 
     def changed(self, problem: str) -> DataError:
         """Return the error for a file that is no longer what it was."""

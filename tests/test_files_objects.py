@@ -156,13 +156,14 @@ def test_patterns_name_what_they_name_among_local_files(bucket: Bucket, tmp_path
 
 def test_objects_that_come_later_are_read_when_they_come(bucket: Bucket, tmp_path: Path) -> None:
     bucket.put("in/1.jsonl", lines(1, 2))
-    control, out = ms.Control(), ms.memory_sink()
+    control, out, later = ms.Control(), ms.memory_sink(), iter([lines(3)])
     job = ms.Job("follow")
     job.read(bucket.files("in/*.jsonl", schema={"n": int}, follow=True)).write(out)
 
     def look(status: Any) -> None:
         if len(out.rows()) == 2:
-            bucket.put("in/2.jsonl", lines(3))
+            for data in later:  # once: a second time it would be another object
+                bucket.put("in/2.jsonl", data)
         if len(out.rows()) == 3:
             control.stop()
 
