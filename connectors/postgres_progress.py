@@ -43,23 +43,26 @@ class Progress:
 
     def make(self, connection: psycopg.Connection[Any]) -> None:
         """Make the progress table if it is not there, or its column digest; this needs the right to do so only then."""
-        if self._has_digests(connection):
+        if self._has(connection, "digest"):
             return
         # Two jobs may start at the same time, and IF NOT EXISTS alone then fails one of them.
         connection.execute(_LOCK_PLACE, [self.table])
-        columns = (
-            "job text NOT NULL, job_id text, sink_id text, target text NOT NULL, epoch bigint NOT NULL, generation "
-            "bigint NOT NULL, owner text NOT NULL, changed_at timestamp with time zone NOT NULL DEFAULT now(), "
-            f"{_DIGEST}, PRIMARY KEY (job_id, sink_id)"
-        )
-        connection.execute(f"CREATE TABLE IF NOT EXISTS {quoted_table(self.table)} ({columns})".encode())
-        if not self._has_digests(connection):
-            connection.execute(f"ALTER TABLE {quoted_table(self.table)} ADD COLUMN {_DIGEST}".encode())
+        table = quoted_table(self.table)
+        if not self._has(connection, "epoch"):
+            columns = (
+                "job text NOT NULL, job_id text, sink_id text, target text NOT NULL, epoch bigint NOT NULL, generation "
+                "bigint NOT NULL, owner text NOT NULL, changed_at timestamp with time zone NOT NULL DEFAULT now(), "
+                f"{_DIGEST}, PRIMARY KEY (job_id, sink_id)"
+            )
+            connection.execute(f"CREATE TABLE IF NOT EXISTS {table} ({columns})".encode())
+        elif not self._has(connection, "digest"):
+            connection.execute(f"ALTER TABLE {table} ADD COLUMN {_DIGEST}".encode())
 
-    def _has_digests(self, connection: psycopg.Connection[Any]) -> bool:
+    def _has(self, connection: psycopg.Connection[Any], column: str) -> bool:
+        """Whether the table is there and has a column."""
         found = connection.execute(
-            b"SELECT FROM pg_attribute WHERE attrelid = to_regclass(%s) AND attname = 'digest' AND NOT attisdropped",
-            [quoted_table(self.table)],
+            b"SELECT FROM pg_attribute WHERE attrelid = to_regclass(%s) AND attname = %s AND NOT attisdropped",
+            [quoted_table(self.table), column],
         )
         return found.fetchone() is not None
 

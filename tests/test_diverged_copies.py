@@ -147,6 +147,24 @@ def test_a_marker_without_a_digest_is_gone_on_from(place: Place) -> None:
     assert sorted(place.ids()) == list(range(12))
 
 
+def test_who_may_not_change_an_old_progress_table_is_told_what_to_do(tmp_path: Path) -> None:
+    with running_server().database() as dsn, psycopg.connect(dsn, autocommit=True) as owner:
+        place = postgres(tmp_path, dsn)
+        begin(place, 1, 0).close()
+        place.age()
+        owner.execute("create role clerk login")
+        try:
+            owner.execute("grant select, insert, update, delete on t, millstream_progress to clerk")
+            clerk = postgres(tmp_path, dsn.replace("millstream@", "clerk@"))
+            with pytest.raises(JobError, match=r"must be owner.*ALTER TABLE millstream_progress ADD COLUMN digest"):
+                begin(clerk, 2, 0)
+            owner.execute("alter table millstream_progress add column digest text not null default ''")
+            begin(clerk, 2, 0).close()
+        finally:
+            owner.execute("drop owned by clerk")
+            owner.execute("drop role clerk")
+
+
 JOB = """
 import millstream as ms
 
