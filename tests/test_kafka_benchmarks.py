@@ -14,7 +14,7 @@ kafka = kafka_broker()
 
 RATES = [r"plain +[\d,]+ messages/s +[\d,]+ a second of processor time",
          r"job   +[\d,]+ messages/s +[\d,]+ a second of processor time",
-         r"ratio +\d+\.\d\d +\d+\.\d\d"]  # fmt: skip
+         r"job/plain +\d+\.\d\d +\d+\.\d\d"]  # fmt: skip
 
 FEW = ("--messages", 2_000, "--partitions", 2, "--runs", 1)
 
