@@ -21,9 +21,11 @@ class ChangedRows:
 
     Attributes:
         count: how many rows they make.
+        size: their bytes.
     """
 
     count: int = 0
+    size: int = 0
     _runs: list[tuple[Places, list[bytes]]] = field(default_factory=list)
 
     def add(self, message: bytes, places: Places) -> bool:
@@ -39,6 +41,7 @@ class ChangedRows:
             self._runs.append((places, []))
         self._runs[-1][1].append(message)
         self.count += ROWS[kind]
+        self.size += len(message)
         return True
 
     def as_csv(self) -> tuple[bytes, npt.NDArray[np.int64]] | None:

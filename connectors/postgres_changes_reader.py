@@ -36,6 +36,8 @@ _TELL_EVERY: Final = 10.0
 
 _PAUSE: Final = 0.005
 """Seconds for which nothing is read after all there was: few large batches cost less than many small."""
+_MOST_BYTES: Final = 16 << 20
+"""What a batch may have, and one row more."""
 _SINCE_2000: Final = 946_684_800
 
 
@@ -183,7 +185,7 @@ class ChangesReader(SplitReader):
         if time.monotonic() < self._read_at:
             return SplitEnd.PENDING
         rows = ChangedRows()
-        while rows.count < self._batch_rows:
+        for _ in range(self._batch_rows):
             message = _message(self._stream.pgconn)
             if not message:
                 self._read_at = time.monotonic() + _PAUSE
@@ -192,6 +194,8 @@ class ChangesReader(SplitReader):
                 self._change(message, rows)
             else:
                 self._take(message)
+            if rows.count >= self._batch_rows or rows.size >= _MOST_BYTES:
+                break
         # Only now: what was taken in before the connection was lost is read again.
         self._position = {"lsn": self._lsn, "skip": self._skip}
         self._tell(self._stream)
