@@ -62,7 +62,7 @@ def show(what: str, count: int, best: Mapping[str, Run]) -> None:
     >>> show("rows", 1000, {"plain": Run(1.0, 0.5), "job": Run(2.0, 1.0)})
     plain         1,000 rows/s     2,000 a second of processor time
     job             500 rows/s     1,000 a second of processor time
-    job/plain      0.50                 0.50
+    job/plain      0.50             0.50
     """
     width = max(map(len, best)) + 4
     for name, run in best.items():
