@@ -268,7 +268,7 @@ def test_a_replayed_row_is_not_left_in_hand_however_the_job_is_scheduled(tmp_pat
         assert sorted(row["n"] for row in out.rows()) == list(range(6)), f"seed {seed} reproduces it"
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 4))])
 def test_a_replay_that_is_interrupted_reads_nothing_that_was_added_since(seed: int, tmp_path: Path) -> None:
     """Its checkpoints are not those of a finished job any more, but its sources have ended all the same."""
     out, store, good = ms.memory_sink(), tmp_path / "s.duckdb", False

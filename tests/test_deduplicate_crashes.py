@@ -130,7 +130,14 @@ def numbers(folder: Path) -> list[int]:
 
 
 @pytest.mark.parametrize(
-    "point", ["store.before_commit=kill@4", "store.after_commit=kill@3", "subtask.snapshot=kill@9"]
+    "point",
+    [
+        "store.before_commit=kill@4",
+        *(
+            pytest.param(point, marks=pytest.mark.slow)
+            for point in ("store.after_commit=kill@3", "subtask.snapshot=kill@9")
+        ),
+    ],
 )
 def test_a_process_killed_again_and_again(point: str, tmp_path: Path) -> None:
     (tmp_path / "job.py").write_text(JOB)

@@ -328,7 +328,10 @@ rows = job.read(ms.files("input/*.jsonl", name="rows"))
 rows.with_columns(v=ms.col("n") * 10).write(ms.delta_sink("lake/appended", create=True))
 rows.group_by("k").agg(n=ms.sum("n")).write(ms.delta_sink("lake/totals", key="k", create=True))
 """
-POINTS = ["store.after_commit@2", "delta.begun@3", "delta.written@1", "delta.written@4", "delta.visible@3"]
+POINTS = [
+    "delta.written@4", "delta.visible@3",
+    *(pytest.param(point, marks=pytest.mark.slow) for point in ("store.after_commit@2", "delta.begun@3", "delta.written@1")),
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")

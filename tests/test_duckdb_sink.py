@@ -199,7 +199,14 @@ def nursery() -> Iterator[Nursery]:
         yield running
 
 
-@pytest.mark.parametrize("point", ["store.after_commit@2", "duckdb.written@1", "duckdb.written@4", "duckdb.visible@3"])
+@pytest.mark.parametrize(
+    "point",
+    [
+        *(pytest.param(point, marks=pytest.mark.slow) for point in ("store.after_commit@2", "duckdb.written@1")),
+        "duckdb.written@4",
+        "duckdb.visible@3",
+    ],
+)
 def test_a_job_killed_anywhere_has_written_each_row_once(point: str, tmp_path: Path, nursery: Nursery) -> None:
     (tmp_path / "input").mkdir()
     for part in range(4):

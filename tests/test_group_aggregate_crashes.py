@@ -119,7 +119,9 @@ def lines(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for file in folder.rglob("*.jsonl") for line in file.read_text().splitlines()]
 
 
-@pytest.mark.parametrize("points", ["store.before_commit=kill@3", "store.after_commit=kill@2"])
+@pytest.mark.parametrize(
+    "points", ["store.before_commit=kill@3", pytest.param("store.after_commit=kill@2", marks=pytest.mark.slow)]
+)
 def test_a_process_killed_again_and_again(points: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "job.py").write_text(JOB)
     kills = 0

@@ -334,7 +334,7 @@ def job_of(out: Any, **options: Any) -> tuple[ms.Job, int]:
     return job, port
 
 
-@pytest.mark.parametrize("parallelism", [1, 3])
+@pytest.mark.parametrize("parallelism", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_a_message_counts_once_however_often_it_is_sent(tmp_path: Path, parallelism: int) -> None:
     out = ms.memory_sink()
     job, port = job_of(out)
@@ -348,7 +348,14 @@ def test_a_message_counts_once_however_often_it_is_sent(tmp_path: Path, parallel
     assert sorted(message["order"] for message in out.rows()) == ["a", "b", "c", "d"]
 
 
-@pytest.mark.parametrize("point", ["store.before_commit", "store.after_commit", "sink.commit", "source.committed"])
+@pytest.mark.parametrize(
+    "point",
+    [
+        "store.before_commit",
+        "source.committed",
+        *(pytest.param(point, marks=pytest.mark.slow) for point in ("store.after_commit", "sink.commit")),
+    ],
+)
 def test_a_sender_that_is_not_answered_sends_again_after_the_restart(tmp_path: Path, point: str) -> None:
     out = ms.memory_sink()
     job, port = job_of(out)

@@ -276,7 +276,13 @@ def nursery() -> Iterator[Nursery]:
         yield running
 
 
-@pytest.mark.parametrize("point", ["store.after_commit@2", "iceberg.written@2", "iceberg.visible@1"])
+@pytest.mark.parametrize(
+    "point",
+    [
+        *(pytest.param(point, marks=pytest.mark.slow) for point in ("store.after_commit@2", "iceberg.visible@1")),
+        "iceberg.written@2",
+    ],
+)
 def test_a_job_killed_anywhere_has_written_each_row_once(point: str, tmp_path: Path, nursery: Nursery) -> None:
     (tmp_path / "input").mkdir()
     for part in range(4):

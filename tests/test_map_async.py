@@ -284,7 +284,7 @@ def test_windows_behind_it_see_what_they_would_have_seen(ordered: bool, seed: in
         assert set(got[1]) <= set(plain[1]), "a row is late that was not"
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", [*range(2), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, 6))])
 @pytest.mark.parametrize("ordered", [True, False])
 def test_a_seed(ordered: bool, seed: int, tmp_path: Path) -> None:
     """Crashed and started again with other numbers of subtasks: every row has its result once, none is late."""

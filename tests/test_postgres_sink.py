@@ -28,7 +28,7 @@ def run(dsn: str, sql: str) -> list[tuple[Any, ...]]:
         return cursor.fetchall() if cursor.description else []
 
 
-@pytest.mark.parametrize("key", [None, "id"])
+@pytest.mark.parametrize("key", [pytest.param(None, marks=pytest.mark.slow), "id"])
 def test_a_crash_at_any_step_changes_nothing(key: str | None, dsn: str) -> None:
     numbers = itertools.count()
 

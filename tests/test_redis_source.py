@@ -235,7 +235,7 @@ def nursery() -> Iterator[Nursery]:
         yield running
 
 
-@pytest.mark.parametrize("trim", [False, True])
+@pytest.mark.parametrize("trim", [pytest.param(False, marks=pytest.mark.slow), True])
 @pytest.mark.parametrize("point", ["store.before_commit@1", "store.after_commit@1", "source.committed@1"])
 def test_a_job_killed_anywhere_has_read_each_entry_once(
     point: str, trim: bool, redis: RedisServer, tmp_path: Path, nursery: Nursery
