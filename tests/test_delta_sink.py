@@ -328,10 +328,8 @@ rows = job.read(ms.files("input/*.jsonl", name="rows"))
 rows.with_columns(v=ms.col("n") * 10).write(ms.delta_sink("lake/appended", create=True))
 rows.group_by("k").agg(n=ms.sum("n")).write(ms.delta_sink("lake/totals", key="k", create=True))
 """
-POINTS = [
-    "delta.written@4", "delta.visible@3",
-    *(pytest.param(point, marks=pytest.mark.slow) for point in ("store.after_commit@2", "delta.begun@3", "delta.written@1")),
-]  # fmt: skip
+_SLOW = ("store.after_commit@2", "delta.begun@3", "delta.written@1")
+POINTS = ["delta.written@4", "delta.visible@3", *(pytest.param(point, marks=pytest.mark.slow) for point in _SLOW)]
 
 
 @pytest.fixture(scope="module")
