@@ -286,7 +286,7 @@ def test_rows_of_which_no_messages_can_be_made_are_refused(
     [
         ({"brokers": ""}, "host:port"),
         ({"topic": ""}, "no name"),
-        ({"value": "xml"}, "'json' or 'raw'"),
+        ({"value": "xml"}, "'json', 'csv' or 'raw', or avro_values"),
         ({"column": "a"}, "is for value='raw'"),
         ({"mode": "replace"}, "'append' or 'upsert'"),
         ({"mode": "upsert"}, "need key="),

@@ -185,7 +185,7 @@ def test_mistakes_are_explained(kafka: Broker, monkeypatch: pytest.MonkeyPatch) 
     [
         ({}, "say which columns the values have"),
         ({"schema": SCHEMA, "value": "raw"}, "value='raw' has the column 'value'; leave schema out"),
-        ({"schema": SCHEMA, "value": "xml"}, "value is 'json' or 'csv' or 'string' or 'raw', got 'xml'"),
+        ({"schema": SCHEMA, "value": "xml"}, "value is 'json' or 'csv' or 'string' or 'raw', or avro_values"),
         ({"schema": {"n": "duration[us]"}, "value": "csv"}, "cannot be read from CSV"),
         ({"schema": SCHEMA, "start": "now"}, "start is 'earliest', 'latest' or a datetime, got 'now'"),
         ({"schema": SCHEMA, "metadata": ["time"]}, "metadata 'time' is not known; there are key, timestamp"),
