@@ -343,6 +343,23 @@ def test_a_second_open_is_refused_and_names_the_holder(path: Path) -> None:
     CheckpointStore.open(path).close()
 
 
+def test_a_store_whose_closing_is_interrupted_is_let_go_of(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(name: str) -> None:
+        if name == "store.checkpoint":
+            raise KeyboardInterrupt
+
+    store = CheckpointStore.open(path)
+    generation = store.begin_generation([operator(COUNTS)])
+    store.commit(CheckpointData(Epoch(1), generation, deltas=[keyed({1: 1}, 1)]))
+    monkeypatch.setattr("millstream.engine.store.store.hit", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        store.close()
+    monkeypatch.undo()
+    again = CheckpointStore.open(path)
+    assert live_counts(again, 1) == {1: 1}
+    again.close()
+
+
 def test_a_store_held_by_another_program_is_refused(path: Path) -> None:
     CheckpointStore.open(path).close()
     code = "import duckdb, sys; c = duckdb.connect(sys.argv[1]); print('open', flush=True); sys.stdin.read()"

@@ -364,15 +364,16 @@ class CheckpointStore:
         self._instance.interrupt()
 
     def close(self) -> None:
-        """Fold the log, close the file, let go of the lock."""
-        if not self._dead and self._log_bytes():
-            try:
+        """Fold the log, close the file, let go of the lock; the latter also if the former is interrupted."""
+        try:
+            if not self._dead and self._log_bytes():
                 self._fold_log()
-            except Exception as error:
-                log.warning("store.close.log_not_folded", error=str(error))
-        self._instance.close()
-        self._witness.close()
-        self._lock.release()
+        except Exception as error:
+            log.warning("store.close.log_not_folded", error=str(error))
+        finally:
+            self._instance.close()
+            self._witness.close()
+            self._lock.release()
 
     # --- transactions, and what is left of them when they fail -----------------------------------------------
 
