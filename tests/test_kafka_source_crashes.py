@@ -102,7 +102,8 @@ def test_a_job_goes_on_where_its_checkpoint_says_whatever_its_group_says(
 ) -> None:
     """Kafka drops a group's offsets after a week without it; they are there for others to look at."""
     topic = make(tmp_path, kafka, 200)
-    assert nursery.run(Start(str(tmp_path), failpoint="source.committed=kill@3")).killed
+    # Counted by epochs that have rows: a broker that is slow to answer makes empty ones before them.
+    assert nursery.run(Start(str(tmp_path), failpoint="files.visible=kill@2")).killed
     assert 0 < len(seen(tmp_path)) < 200
     admin, places = kafka.admin, [TopicPartition(topic, number, 0) for number in range(3)]
     admin.alter_consumer_group_offsets([ConsumerGroupTopicPartitions(topic, places)])[topic].result(30)
