@@ -10,14 +10,17 @@ from types import TracebackType
 
 Cut = Callable[[bytes], str]
 """Looks at bytes from the client; answers ``pass``, ``before`` (cut, nothing sent) or ``after`` (sent, answer lost)."""
+Let = Callable[[bytes], int]
+"""Looks at bytes from the server; answers how many of them to pass on. If that is not all, the connection is cut."""
 
 
 class Proxy:
     """Listens on a port of its own and passes everything on; a context manager."""
 
-    def __init__(self, port: int, cut: Cut) -> None:
+    def __init__(self, port: int, cut: Cut = lambda _: "pass", let: Let = len) -> None:
         self._target = port
         self._cut = cut
+        self._let = let
         self._listening = socket.create_server(("127.0.0.1", 0))
         self.port = int(self._listening.getsockname()[1])
         self._open: list[socket.socket] = []
@@ -46,7 +49,7 @@ class Proxy:
                 continue
             self._open += [client, server]
             threading.Thread(target=self._from_client, args=(client, server), daemon=True).start()
-            threading.Thread(target=_pass_on, args=(server, client), daemon=True).start()
+            threading.Thread(target=self._from_server, args=(server, client), daemon=True).start()
 
     def _from_client(self, client: socket.socket, server: socket.socket) -> None:
         with contextlib.suppress(OSError):
@@ -63,13 +66,15 @@ class Proxy:
         with contextlib.suppress(OSError):
             server.shutdown(socket.SHUT_WR)
 
-
-def _pass_on(server: socket.socket, client: socket.socket) -> None:
-    with contextlib.suppress(OSError):
-        while data := server.recv(65_536):
-            client.sendall(data)
-    hang_up(client)
-    hang_up(server)
+    def _from_server(self, server: socket.socket, client: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := server.recv(65_536):
+                most = self._let(data)
+                client.sendall(data[:most])
+                if most < len(data):
+                    break
+        hang_up(client)
+        hang_up(server)
 
 
 def hang_up(connection: socket.socket) -> None:
