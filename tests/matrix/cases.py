@@ -30,6 +30,8 @@ RESUMABLE: Final = "store.after_commit=kill@3"
 RESTARTS: Final = ("store.generation", "sink.commit", "sink.committed")
 LATE: Final = ("http.put_aside",)
 """A start may commit several epochs before it comes there."""
+OF_SEVERAL = ("files.gathered",)
+"""Where the files of several subtasks become visible together."""
 
 
 def points_of(sink: str) -> tuple[str, ...]:
@@ -102,7 +104,8 @@ class Chain:
         """Kill or hang it at each, let the last one also raise in the end, and demand that nobody can tell."""
         life.killed(self.after)
         for depth, point in enumerate(self.points):
-            life.killed(f"{point}={'hang' if (len(point) + depth) % 3 == 0 else 'kill'}", parallelism=1 + depth % 3)
+            action = "hang" if (len(point) + depth) % 3 == 0 else "kill"
+            life.killed(f"{point}={action}", parallelism=1 + depth % 3 + (point in OF_SEVERAL))
         end = life.start("recovery.begin=raise;" + ";".join(f"{point}=raise" for point in self.points[-1:]))
         assert end.restarts == len({"recovery.begin", self.points[-1]}), end.log
         life.check(end)
