@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime as dt
 import json
-import signal
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -13,10 +12,9 @@ import millstream as ms
 import pyarrow as pa
 import pytest
 from changelog_kit import hashable
-from cli_kit import logged, running
 from millstream import col
-from millstream.engine.failpoints import ENVIRONMENT
 from millstream.testing import simulate
+from nursery import Nursery, Start
 
 START = dt.datetime(1969, 12, 31, 23, 59, 30)
 ROWS = [
@@ -105,13 +103,12 @@ def clicks(start, stop):
     return pa.RecordBatch.from_arrays([pa.array(users), pa.array(n)], schema=CLICKS)
 
 job = ms.Job("clicks")
-source = ms.generator(clicks, schema=CLICKS, rows=6_000, rate=5_000, batch_rows=50, splits=2, name="clicks")
+source = ms.generator(clicks, schema=CLICKS, rows=6_000, batch_rows=50, splits=2, name="clicks")
 users = job.read(source).group_by("user").agg(clicks=ms.count(), most=ms.max("n"))
 users.consolidate().changes().write(ms.jsonl("changes", hold_bytes=0))
 sizes = users.group_by("clicks").agg(users=ms.count(), most=ms.max("most"), some=ms.collect("user"))
 sizes.final().write(ms.jsonl("sizes", hold_bytes=0))
 """
-"""About a second's work."""
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:
@@ -122,18 +119,14 @@ def lines(folder: Path) -> list[dict[str, Any]]:
 @pytest.mark.parametrize(
     "points", ["store.before_commit=kill@3", pytest.param("store.after_commit=kill@2", marks=pytest.mark.slow)]
 )
-def test_a_process_killed_again_and_again(points: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_killed_again_and_again(points: str, tmp_path: Path) -> None:
     (tmp_path / "job.py").write_text(JOB)
-    kills = 0
-    monkeypatch.setenv(ENVIRONMENT, points)
-    for parallelism in (2, 1, 3):
-        with running(tmp_path, "run", "job.py", "--every", "30ms", "--parallelism", parallelism) as job:
-            kills += job.code() == -signal.SIGKILL
-    assert kills > 0
-    monkeypatch.delenv(ENVIRONMENT)
-    with running(tmp_path, "run", "job.py", "--every", "30ms", "--parallelism", 2) as job:
-        assert job.code() == 0, job.err
-    assert logged(job.err)[-1]["restored_from"] > 0
+    with Nursery() as nursery:
+        for parallelism in (2, 1, 3):
+            assert nursery.run(Start(str(tmp_path), parallelism=parallelism, failpoint=points)).killed
+        end = nursery.run(Start(str(tmp_path)))
+    assert end.outcome == "finished", end.log
+    assert end.restored_from > 0
 
     users: dict[str, list[int]] = {}
     for n in range(6_000):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime as dt
 import json
 import random
-import signal
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -13,10 +12,9 @@ from typing import Any
 import millstream as ms
 import pyarrow as pa
 import pytest
-from cli_kit import logged, running
 from millstream import col
-from millstream.engine.failpoints import ENVIRONMENT
 from millstream.testing import simulate
+from nursery import Nursery, Start
 from operator_kit import canonical
 
 START = dt.datetime(1969, 12, 31, 23, 59, 30)
@@ -112,7 +110,7 @@ def rows(step):
 
 job = ms.Job("joined")
 def stream(name, step):
-    pace = {"rows": 6_000 // step, "rate": 3_000 // step, "batch_rows": 50, "splits": 2}
+    pace = {"rows": 6_000 // step, "batch_rows": 50, "splits": 2}
     source = ms.generator(rows(step), schema=ROWS, name=name, **pace)
     return job.read(source, event_time="at", max_delay="1m")
 
@@ -121,7 +119,6 @@ near = left.join(right, on="id", how="full", between=("0s", "120ms"))
 near.select("n", "n_right").write(ms.jsonl("near", hold_bytes=0))
 left.join(right, on=["id", "n"]).select("n").write(ms.jsonl("ever", hold_bytes=0))
 """
-"""About two seconds' work."""
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
@@ -137,18 +134,14 @@ def read(folder: Path) -> list[dict[str, Any]]:
         pytest.param("subtask.snapshot=kill@19", marks=pytest.mark.slow),
     ],
 )
-def test_a_process_killed_again_and_again(points: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_killed_again_and_again(points: str, tmp_path: Path) -> None:
     (tmp_path / "job.py").write_text(JOB)
-    kills = 0
-    monkeypatch.setenv(ENVIRONMENT, points)
-    for parallelism in (2, 1, 3):
-        with running(tmp_path, "run", "job.py", "--every", "30ms", "--parallelism", parallelism) as job:
-            kills += job.code() == -signal.SIGKILL
-    assert kills == 3
-    monkeypatch.delenv(ENVIRONMENT)
-    with running(tmp_path, "run", "job.py", "--every", "100ms", "--parallelism", 2) as job:
-        assert job.code() == 0, job.err
-    assert logged(job.err)[-1]["restored_from"] > 0
+    with Nursery() as nursery:
+        for parallelism in (2, 1, 3):
+            assert nursery.run(Start(str(tmp_path), parallelism=parallelism, failpoint=points)).killed
+        end = nursery.run(Start(str(tmp_path)))
+    assert end.outcome == "finished", end.log
+    assert end.restored_from > 0
     assert sorted(row["n"] for row in read(tmp_path / "ever")) == list(range(0, 6_000, 2))
     pairs = [(n, m) for n in range(6_000) for m in range(n, n + 121, 50) if m % 2 == 0 and m < 6_000]
     alone = [

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime as dt
 import json
-import signal
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,9 @@ from typing import Any
 import millstream as ms
 import pyarrow as pa
 import pytest
-from cli_kit import logged, running
 from millstream import col
-from millstream.engine.failpoints import ENVIRONMENT
 from millstream.testing import simulate
+from nursery import Nursery, Start
 
 START = dt.datetime(1969, 12, 31, 23, 59, 30)
 ROWS = [
@@ -99,7 +97,7 @@ def events(start, stop):
     return pa.RecordBatch.from_arrays([pa.array(order), pa.array(kinds), at], schema=EVENTS)
 
 job = ms.Job("orders")
-source = ms.generator(events, schema=EVENTS, rows=6_000, rate=5_000, batch_rows=50, splits=2, name="events")
+source = ms.generator(events, schema=EVENTS, rows=6_000, batch_rows=50, splits=2, name="events")
 orders = job.read(source, event_time="at", max_delay="2s").group_by("order")
 kinds = {"order": col("kind") == "order", "paid": col("kind") == "paid"}
 unpaid = orders.match("order !paid", within="5s", define=kinds)
@@ -107,7 +105,6 @@ unpaid.select("order").write(ms.jsonl("unpaid", hold_bytes=0))
 paid = orders.match("order paid", within="5s", define=kinds, contiguity="relaxed")
 paid.select("order").write(ms.jsonl("paid", hold_bytes=0))
 """
-"""About a second's work."""
 
 PAID = {n // 2 - 10 for n in range(6_000) if n % 2 == 1 and n // 2 % 3 > 0 and n // 2 >= 10}
 
@@ -118,17 +115,15 @@ def orders(folder: Path) -> Counter[int]:
     return Counter(json.loads(line)["order"] for line in lines)
 
 
-def test_a_process_killed_again_and_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_killed_again_and_again(tmp_path: Path) -> None:
     (tmp_path / "job.py").write_text(JOB)
-    kills = 0
-    monkeypatch.setenv(ENVIRONMENT, "store.before_commit=kill@3")
-    for parallelism in (2, 3):
-        with running(tmp_path, "run", "job.py", "--every", "30ms", "--parallelism", parallelism) as job:
-            kills += job.code() == -signal.SIGKILL
-    assert kills == 2
-    monkeypatch.delenv(ENVIRONMENT)
-    with running(tmp_path, "run", "job.py", "--every", "30ms", "--parallelism", 2) as job:
-        assert job.code() == 0, job.err
-    assert logged(job.err)[-1]["restored_from"] > 0
+    with Nursery() as nursery:
+        for parallelism in (2, 3):
+            assert nursery.run(
+                Start(str(tmp_path), parallelism=parallelism, failpoint="store.before_commit=kill@3")
+            ).killed
+        end = nursery.run(Start(str(tmp_path)))
+    assert end.outcome == "finished", end.log
+    assert end.restored_from > 0
     assert orders(tmp_path / "paid") == Counter(PAID)
     assert orders(tmp_path / "unpaid") == Counter(set(range(3_000)) - PAID)

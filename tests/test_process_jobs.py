@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime as dt
 import json
 import random
-import signal
 from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
@@ -13,13 +12,12 @@ from typing import Any
 import millstream as ms
 import pyarrow as pa
 import pytest
-from cli_kit import logged, running
-from millstream.engine.failpoints import ENVIRONMENT
 from millstream.engine.operator import MAIN
 from millstream.engine.plan import make_plan
 from millstream.engine.time import END_OF_TIME
 from millstream.operators import process_operator, process_tables
 from millstream.testing import BARRIER, Watermark, check_operator, simulate
+from nursery import Nursery, Start
 from process_kit import ROW, START, Everything, micros, rows, spec
 
 Row = dict[str, Any]
@@ -219,33 +217,29 @@ class Tell(ms.Process):
         yield {"user": ctx.key, "count": -self.count, "of": sum(self.last)}
 
 job = ms.Job("payments")
-source = ms.generator(payments, schema=PAYMENTS, rows=8_000, rate=6_000, batch_rows=50, splits=2, name="payments")
+source = ms.generator(payments, schema=PAYMENTS, rows=8_000, batch_rows=50, splits=2, name="payments")
 job.read(source, event_time="at", max_delay="1m").group_by("user").process(Tell).write(
     ms.jsonl("output", hold_bytes=0))
 """
-"""About a second's work."""
 
 
 def told(folder: Path) -> list[Row]:
     return [json.loads(line) for file in folder.rglob("*.jsonl") for line in file.read_text().splitlines()]
 
 
-def test_a_process_killed_again_and_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_killed_again_and_again(tmp_path: Path) -> None:
     (tmp_path / "job.py").write_text(JOB)
-    kills = 0
-    for points, parallelism in (
+    starts = (
         ("store.before_commit=kill@3", 2),
         ("store.after_commit=kill@2", 1),
         ("subtask.snapshot=kill@7", 3),
-    ):
-        monkeypatch.setenv(ENVIRONMENT, points)
-        with running(tmp_path, "run", "job.py", "--every", "30ms", "--parallelism", parallelism) as job:
-            kills += job.code() == -signal.SIGKILL
-    assert kills == 3
-    monkeypatch.delenv(ENVIRONMENT)
-    with running(tmp_path, "run", "job.py", "--every", "30ms", "--parallelism", 2) as job:
-        assert job.code() == 0, job.err
-    assert logged(job.err)[-1]["restored_from"] > 0
+    )
+    with Nursery() as nursery:
+        for points, parallelism in starts:
+            assert nursery.run(Start(str(tmp_path), parallelism=parallelism, failpoint=points)).killed
+        end = nursery.run(Start(str(tmp_path)))
+    assert end.outcome == "finished", end.log
+    assert end.restored_from > 0
     of_user = {user: [n for n in range(8_000) if n * 7 % 50 == user] for user in range(50)}
     made = told(tmp_path / "output")
     for user, numbers in of_user.items():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime as dt
 import json
 import random
-import signal
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,9 +13,8 @@ from typing import Any
 import millstream as ms
 import pyarrow as pa
 import pytest
-from cli_kit import logged, running
-from millstream.engine.failpoints import ENVIRONMENT
 from millstream.testing import simulate
+from nursery import Nursery, Start
 
 START = dt.datetime(2026, 1, 1)
 Row = tuple[Any, ...]
@@ -113,14 +111,13 @@ def bids(start, stop):
                                       schema=BIDS)
 
 job = ms.Job("bids")
-source = ms.generator(bids, schema=BIDS, rows=6_000, rate=3_000, batch_rows=50, splits=2, name="bids")
+source = ms.generator(bids, schema=BIDS, rows=6_000, batch_rows=50, splits=2, name="bids")
 read = job.read(source, event_time="at", max_delay="1m")
 best = read.group_by("item").top(2, by="price", row_number="place")
 best.select("item", "price", "place").changes().write(ms.jsonl("output", hold_bytes=0))
 over = read.group_by("item").over(i=ms.row_number(), total=ms.sum("price"))
 over.select("item", "i", "total").write(ms.jsonl("over", hold_bytes=0))
 """
-"""About a second's work."""
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
@@ -130,18 +127,14 @@ def read(folder: Path) -> list[dict[str, Any]]:
 @pytest.mark.parametrize(
     "points", ["store.before_commit=kill@2", pytest.param("store.after_commit=kill@2", marks=pytest.mark.slow)]
 )
-def test_a_process_killed_again_and_again(points: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_killed_again_and_again(points: str, tmp_path: Path) -> None:
     (tmp_path / "job.py").write_text(JOB)
-    kills = 0
-    monkeypatch.setenv(ENVIRONMENT, points)
-    for parallelism in (2, 3):
-        with running(tmp_path, "run", "job.py", "--every", "30ms", "--parallelism", parallelism) as job:
-            kills += job.code() == -signal.SIGKILL
-    assert kills == 2
-    monkeypatch.delenv(ENVIRONMENT)
-    with running(tmp_path, "run", "job.py", "--every", "30ms", "--parallelism", 1) as job:
-        assert job.code() == 0, job.err
-    assert logged(job.err)[-1]["restored_from"] > 0
+    with Nursery() as nursery:
+        for parallelism in (2, 3):
+            assert nursery.run(Start(str(tmp_path), parallelism=parallelism, failpoint=points)).killed
+        end = nursery.run(Start(str(tmp_path), parallelism=1))
+    assert end.outcome == "finished", end.log
+    assert end.restored_from > 0
     items: dict[str, list[int]] = {}
     for n in range(6_000):
         items.setdefault(f"item-{n * 7 % 300}", []).append(n * 7919 % 6_007)

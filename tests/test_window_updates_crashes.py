@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import signal
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
-from cli_kit import logged, running
-from millstream.engine.failpoints import ENVIRONMENT
+from nursery import Nursery, Start
 
 JOB = """
 import millstream as ms
@@ -26,7 +24,7 @@ def clicks(start, stop):
     return pa.RecordBatch.from_arrays([pa.array(users), pa.array(n), at], schema=CLICKS)
 
 job = ms.Job("clicks")
-source = ms.generator(clicks, schema=CLICKS, rows=6_000, rate=5_000, batch_rows=50, splits=2, name="clicks")
+source = ms.generator(clicks, schema=CLICKS, rows=6_000, batch_rows=50, splits=2, name="clicks")
 users = job.read(source, event_time="at", max_delay="1s").group_by("user")
 windows = users.window(ms.tumbling("2s"), early="50ms", late="correct", lateness="2s")
 counts = windows.agg(n=ms.count(), most=ms.max("n"))
@@ -34,7 +32,6 @@ counts.changes().select("user", "window_start", "n", "most", "weight").write(ms.
 users.window(ms.tumbling("40ms", time="processing")).agg(n=ms.count()).write(ms.jsonl("now", hold_bytes=0))
 users.window(ms.count_window(7)).agg(all=ms.collect("n")).write(ms.jsonl("sevens", hold_bytes=0))
 """
-"""About a second's work."""
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:
@@ -45,18 +42,14 @@ def lines(folder: Path) -> list[dict[str, Any]]:
 @pytest.mark.parametrize(
     "points", ["store.before_commit=kill@3", pytest.param("store.after_commit=kill@2", marks=pytest.mark.slow)]
 )
-def test_a_process_killed_again_and_again(points: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_killed_again_and_again(points: str, tmp_path: Path) -> None:
     (tmp_path / "job.py").write_text(JOB)
-    kills = 0
-    monkeypatch.setenv(ENVIRONMENT, points)
-    for parallelism in (2, 1, 3):
-        with running(tmp_path, "run", "job.py", "--every", "60ms", "--parallelism", parallelism) as job:
-            kills += job.code() == -signal.SIGKILL
-    assert kills > 0
-    monkeypatch.delenv(ENVIRONMENT)
-    with running(tmp_path, "run", "job.py", "--every", "60ms", "--parallelism", 2) as job:
-        assert job.code() == 0, job.err
-    assert logged(job.err)[-1]["restored_from"] > 0
+    with Nursery() as nursery:
+        for parallelism in (2, 1, 3):
+            assert nursery.run(Start(str(tmp_path), parallelism=parallelism, failpoint=points)).killed
+        end = nursery.run(Start(str(tmp_path)))
+    assert end.outcome == "finished", end.log
+    assert end.restored_from > 0
 
     users: Counter[str] = Counter()
     windows: dict[tuple[str, int], list[int]] = {}
