@@ -22,31 +22,27 @@ folders.
 from __future__ import annotations
 
 import os
-import re
-import threading
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
 
 import pyarrow as pa
+from millstream.connectors.byte_size import byte_size
 from millstream.connectors.durable import blame_disk
 from millstream.connectors.file_formats import Csv, FileFormat, JsonLines, Parquet
-from millstream.connectors.files_agreement import RollAgreement
 from millstream.connectors.files_claim import Claim
 from millstream.connectors.files_committer import FilesCommitter
 from millstream.connectors.files_layout import Layout
 from millstream.connectors.files_scratch import remove_dead, scratch
-from millstream.connectors.files_writer import FileWriter, HeldSchema, RollRule, WriterSettings, plain_schema
+from millstream.connectors.files_writer import FileWriter, RollRule, WriterSettings, plain_schema
+from millstream.connectors.held_rows import HeldSchema
 from millstream.connectors.partition_path import can_partition
+from millstream.connectors.roll_agreement import Agreements
 from millstream.engine.errors import JobError, SchemaError
 from millstream.engine.sink import Committer, Sink, SinkContext, SinkKind, SinkWriter
 from millstream.engine.state import StateTable
 from millstream.engine.time import Clock, Duration, SystemClock, micros
-
-_SIZE: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([KMG]i?)?B")
-_UNITS: Final = {None: 1, "K": 10**3, "M": 10**6, "G": 10**9, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30}
 
 
 def parquet(  # noqa: PLR0913
@@ -160,21 +156,6 @@ class _Places:
         return folder, staging
 
 
-@dataclass(frozen=True, slots=True)
-class _Agreements:
-    """The agreement of each running generation, shared by its writers."""
-
-    lock: threading.Lock = field(default_factory=threading.Lock)
-    running: dict[tuple[str, str, int], RollAgreement] = field(default_factory=dict)
-
-    def of(self, context: SinkContext) -> RollAgreement:
-        key = (context.job_id, context.sink_id, context.generation)
-        with self.lock:
-            for other in [k for k in self.running if k[:2] == key[:2] and k != key]:
-                del self.running[other]
-            return self.running.setdefault(key, RollAgreement(context.parallelism))
-
-
 @dataclass(frozen=True, slots=True, repr=False)
 class FileSink(Sink):
     """Files in a folder; made by ``parquet``, ``csv`` and ``jsonl``."""
@@ -187,7 +168,7 @@ class FileSink(Sink):
     rule: RollRule
     clock: Clock | None
     given_name: str | None
-    _agreements: _Agreements = field(default_factory=_Agreements, compare=False)
+    _agreements: Agreements = field(default_factory=Agreements, compare=False)
 
     def __repr__(self) -> str:
         return f"FileSink({self.name})"
@@ -274,22 +255,6 @@ class FileSink(Sink):
         if self.atomic_epochs:
             return f"{once}; readers see whole epochs, each in one step"
         return f"{once}; the files of one epoch appear one after the other"
-
-
-def byte_size(size: int | str) -> int:
-    """Return a size as bytes.
-
-    >>> byte_size("128MB"), byte_size("1.5 KiB"), byte_size(10)
-    (128000000, 1536, 10)
-    """
-    if isinstance(size, int):
-        if size < 0:
-            raise JobError(f"a size cannot be negative, got {size}")
-        return size
-    match = _SIZE.fullmatch(size.strip())
-    if match is None:
-        raise JobError(f"{size!r} is not a size: write a number and a unit (B, KB, MB, GB, KiB …), as in '128MB'")
-    return round(float(match[1]) * _UNITS[match[2]])
 
 
 def _rule(roll_rows: int, roll_bytes: int | str, roll_age: Duration, hold_bytes: int | str) -> RollRule:

@@ -5,23 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from millstream.connectors.durable import blame_disk, size_of, sync_file, sync_folder
 from millstream.connectors.file_formats import FileFormat
-from millstream.connectors.files_agreement import RollAgreement
 from millstream.connectors.files_layout import Layout, StagedFile
+from millstream.connectors.held_rows import HELD, HeldSchema, own_memory
 from millstream.connectors.partition_path import split_by_folder
+from millstream.connectors.roll_agreement import RollAgreement
 from millstream.engine.failpoints import hit
 from millstream.engine.sink import Committable, SinkContext, SinkWriter
-from millstream.engine.state import StateDelta, StateKind, StateTable
+from millstream.engine.state import StateDelta
 from millstream.engine.time import Clock
-
-HELD: Final = "held_rows"
-"""The state table of rows that are in no file yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,43 +39,6 @@ class WriterSettings:
     file_format: FileFormat
     rule: RollRule
     clock: Clock
-
-
-@dataclass(frozen=True, slots=True)
-class HeldSchema:
-    """The columns of HELD: a bucket, the wall-clock time of its first row, and the rows' own columns.
-
-    >>> held = HeldSchema.of(pa.schema([("a", pa.int64()), ("File", pa.string())]))
-    >>> held.bucket, held.since, held.schema.names
-    ('_file', 'since', ['_file', 'since', 'a', 'File'])
-    """
-
-    bucket: str
-    since: str
-    schema: pa.Schema
-
-    @staticmethod
-    def of(rows: pa.Schema) -> HeldSchema:
-        """Choose names that are not among the rows' own, which SQL compares without regard to case."""
-        taken = {name.lower() for name in rows.names}
-        bucket, since = "file", "since"
-        while bucket in taken:
-            bucket = "_" + bucket
-        while since in taken:
-            since = "_" + since
-        own = [pa.field(bucket, pa.int64()), pa.field(since, pa.int64())]
-        return HeldSchema(bucket, since, pa.schema([*own, *rows]))
-
-    def table(self) -> StateTable:
-        """The declaration."""
-        return StateTable(HELD, self.schema, (self.bucket,), (self.bucket,), StateKind.ROWS)
-
-    def rows(self, batches: Sequence[pa.RecordBatch], bucket: int, since: int) -> pa.Table:
-        """Put the two columns in front of batches."""
-        plain = pa.Table.from_batches(batches)
-        count = plain.num_rows
-        own = [pa.repeat(pa.scalar(value, pa.int64()), count) for value in (bucket, since)]
-        return pa.Table.from_arrays([*own, *plain.columns], schema=self.schema)
 
 
 def plain_schema(schema: pa.Schema) -> pa.Schema:
@@ -114,7 +73,7 @@ class _OpenFile:
         """Return the rows no checkpoint has yet, in memory of their own, and count them as handed over."""
         fresh = self.batches[self.in_state :]
         if fresh:
-            fresh = self.batches[self.in_state :] = _own_memory(fresh)
+            fresh = self.batches[self.in_state :] = own_memory(fresh)
             self.in_state = len(self.batches)
         return fresh
 
@@ -282,11 +241,3 @@ class FileWriter(SinkWriter):
                 raise
         assert size is not None, f"{path=} is gone"
         return size
-
-
-def _own_memory(batches: Sequence[pa.RecordBatch]) -> list[pa.RecordBatch]:
-    """Return the same rows in few batches that keep no more memory alive than their own rows need."""
-    whole: list[pa.RecordBatch] = pa.Table.from_batches(batches).combine_chunks().to_batches()
-    if sum(2 * batch.nbytes < batch.get_total_buffer_size() for batch in whole):
-        return [batch.take(pa.array(np.arange(batch.num_rows))) for batch in whole]
-    return whole

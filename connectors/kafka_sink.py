@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 import pyarrow as pa
-from millstream.connectors.files_sink import byte_size
+from millstream.connectors.byte_size import byte_size
 from millstream.connectors.kafka_committer import KafkaCommitter, Target
 from millstream.connectors.kafka_connection import Brokers, blame_brokers, driver, persistently
 from millstream.connectors.kafka_messages import KEY, Messages, Shape

@@ -15,9 +15,10 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from millstream.connectors.files_agreement import RollAgreement
-from millstream.connectors.files_sink import FileSink, byte_size, csv, jsonl, parquet
-from millstream.connectors.files_writer import HELD
+from millstream.connectors.byte_size import byte_size
+from millstream.connectors.files_sink import FileSink, csv, jsonl, parquet
+from millstream.connectors.held_rows import HELD
+from millstream.connectors.roll_agreement import RollAgreement
 from millstream.engine import failpoints
 from millstream.engine.errors import ExternalError, JobError, SchemaError
 from millstream.engine.sink import Committable, SinkContext, SinkWriter

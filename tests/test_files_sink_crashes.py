@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from millstream.connectors.files_sink import FileSink, parquet
-from millstream.connectors.files_writer import HELD
+from millstream.connectors.held_rows import HELD
 from millstream.engine import failpoints
 from millstream.engine.errors import ExternalError
 from millstream.engine.sink import Committable, SinkContext

@@ -1,9 +1,11 @@
-"""How the subtasks of a file sink agree, epoch by epoch, whether to hand over all they hold or nothing."""
+"""How the subtasks of a sink agree, epoch by epoch, whether to hand over all they hold or nothing."""
 
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from millstream.engine.sink import SinkContext
 
 
 @dataclass(slots=True)
@@ -24,6 +26,7 @@ class RollAgreement:
         self._lock = threading.Lock()
         self._wanted = False
         self._oldest: int | None = None
+        self._bytes = 0
         self._decisions: dict[int, _Decision] = {}
 
     def want(self, after: int) -> bool:
@@ -45,6 +48,14 @@ class RollAgreement:
         with self._lock:
             self._oldest = since if self._oldest is None else min(since, self._oldest)
 
+    def note_bytes(self, after: int, more: int, limit: int) -> None:
+        """Say that a subtask holds so many bytes more, or fewer; all hand over when together they hold ``limit``."""
+        with self._lock:
+            self._bytes += more
+            enough = self._bytes >= limit
+        if enough:
+            self.want(after)
+
     def decide(self, epoch: int, force: bool, now: int, longest: int) -> bool:
         """Return whether everything is handed over in this epoch: the same answer to every subtask.
 
@@ -59,7 +70,7 @@ class RollAgreement:
             if decision is None:
                 decision = self._decisions[epoch] = _Decision(force or self._is_due(epoch, now, longest))
                 if decision.roll:
-                    self._wanted, self._oldest = False, None
+                    self._wanted, self._oldest, self._bytes = False, None, 0
             decision.asked += 1
             if decision.asked == self._parallelism:
                 self._decisions = {e: d for e, d in self._decisions.items() if e > epoch}
@@ -72,3 +83,19 @@ class RollAgreement:
         # A clock that was set back would otherwise hold rows for however long it was set back.
         old = self._oldest is not None and not 0 <= now - self._oldest < longest
         return self._wanted or torn or old
+
+
+@dataclass(frozen=True, slots=True)
+class Agreements:
+    """The agreement of each running generation of a sink, shared by its writers."""
+
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    running: dict[tuple[str, str, int], RollAgreement] = field(default_factory=dict)
+
+    def of(self, context: SinkContext) -> RollAgreement:
+        """Return that of a generation; those before it are forgotten."""
+        key = (context.job_id, context.sink_id, context.generation)
+        with self.lock:
+            for other in [k for k in self.running if k[:2] == key[:2] and k != key]:
+                del self.running[other]
+            return self.running.setdefault(key, RollAgreement(context.parallelism))
