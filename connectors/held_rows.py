@@ -28,10 +28,10 @@ class HeldSchema:
     schema: pa.Schema
 
     @staticmethod
-    def of(rows: pa.Schema) -> HeldSchema:
+    def of(rows: pa.Schema, bucket: str = "file") -> HeldSchema:
         """Choose names that are not among the rows' own, which SQL compares without regard to case."""
         taken = {name.lower() for name in rows.names}
-        bucket, since = "file", "since"
+        since = "since"
         while bucket in taken:
             bucket = "_" + bucket
         while since in taken:

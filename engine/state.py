@@ -22,7 +22,7 @@ class StateTable:
 
     Attributes:
         name: unique within the operator, ``[a-z_]+``.
-        schema: all columns. Flat Arrow types, lists and structs; no dictionaries.
+        schema: all columns. Flat Arrow types, lists, structs and maps; no dictionaries.
         keys: KEYED: the columns that name a row. ROWS: exactly one int64 column, the bucket.
         route_by: the columns whose hash decides which subtask owns a row after a restart; they must be the
             operator's exchange keys, in the same order. Empty: subtask 0 owns every row.

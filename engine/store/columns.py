@@ -77,6 +77,8 @@ def storage_type(type_: pa.DataType) -> pa.DataType:
         return pa.struct([pa.field(f.name, storage_type(f.type)) for f in _struct_fields(type_)])
     if pa.types.is_list(type_) or pa.types.is_large_list(type_) or pa.types.is_fixed_size_list(type_):
         return pa.list_(pa.field("item", storage_type(type_.value_type)))
+    if pa.types.is_map(type_):
+        return storage_type(_without_maps(type_))
     if pa.types.is_decimal(type_) and type_.precision <= 38:
         return pa.decimal128(type_.precision, type_.scale)
     return _substitute(type_)
@@ -99,8 +101,25 @@ def _substitute(type_: pa.DataType) -> pa.DataType:
         return pa.int64()
     raise SchemaError(
         f"state cannot hold values of type {type_}: use numbers, text, bytes, dates, times, decimals of at most "
-        f"38 digits, and lists and structs of these"
+        f"38 digits, and lists, structs and maps of these"
     )
+
+
+def _without_maps(type_: pa.DataType) -> pa.DataType:
+    """Return the type with maps as lists of keys and values, of which memory looks the same; equal if it has none."""
+    if pa.types.is_map(type_):
+        entry = [pa.field("key", _without_maps(type_.key_type)), pa.field("value", _without_maps(type_.item_type))]
+        return pa.list_(pa.struct(entry))
+    if pa.types.is_struct(type_):
+        fields = [type_.field(i) for i in range(type_.num_fields)]
+        return pa.struct([field.with_type(_without_maps(field.type)) for field in fields])
+    if pa.types.is_list(type_):
+        return pa.list_(type_.value_field.with_type(_without_maps(type_.value_type)))
+    if pa.types.is_large_list(type_):
+        return pa.large_list(type_.value_field.with_type(_without_maps(type_.value_type)))
+    if pa.types.is_fixed_size_list(type_):
+        return pa.list_(type_.value_field.with_type(_without_maps(type_.value_type)), type_.list_size)
+    return type_
 
 
 def _struct_fields(type_: pa.DataType) -> list[pa.Field]:
@@ -177,7 +196,10 @@ def declared(column: pa.Array, type_: pa.DataType) -> pa.Array:
         return column
     if pa.types.is_null(type_):
         return pa.nulls(len(column))
-    return column.cast(type_, safe=False)
+    plain = _without_maps(type_)
+    if plain == type_:
+        return column.cast(type_, safe=False)
+    return column.cast(plain, safe=False).view(type_)  # arrow casts maps to lists, and not back
 
 
 def stored_table(rows: pa.Table, schema: pa.Schema) -> pa.Table:
