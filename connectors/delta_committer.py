@@ -31,8 +31,9 @@ _ADVICE: Final = "What was to be written waits in the checkpoint: mend what is c
 class DeltaCommitter(Committer):
     """One start of a job towards one table."""
 
-    def __init__(self, target: Target, progress: Progress, fit: Fit, sent: Sent) -> None:
+    def __init__(self, target: Target, keys: Sequence[str], progress: Progress, fit: Fit, sent: Sent) -> None:
         self._target = target
+        self._keys = keys
         self._progress = progress
         self._publisher = progress.publisher
         self._name = progress.publisher.name
@@ -52,7 +53,7 @@ class DeltaCommitter(Committer):
         if not committables:
             return
         letter = unpack(committables)
-        rows = self._fit.cast(settle(letter.rows, self._target.keys))
+        rows = self._fit.cast(settle(letter.rows, self._keys))
         letter = Letter(rows, letter.after, short_digest(letter.digest))
         with blame_table(self._name, f"writing epoch {epoch} to {self._publisher.place}", advice=_ADVICE):
             self._persistently(lambda table: self._publish(table, epoch, letter))
@@ -97,8 +98,8 @@ class DeltaCommitter(Committer):
             progress.check_alone(table)
         hit("delta.begun")
         properties = progress.properties(epoch, letter.digest)
-        if self._target.keys:
-            _merge(table, letter.rows, self._target.keys, properties)
+        if self._keys:
+            _merge(table, letter.rows, self._keys, properties)
         else:
             _append(table, letter.rows, properties)
         written = progress.read(table)

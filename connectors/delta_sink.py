@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -11,14 +11,13 @@ import pyarrow as pa
 from millstream.connectors.delta_committer import DeltaCommitter
 from millstream.connectors.delta_progress import Progress, new_owner
 from millstream.connectors.delta_table import Place, blame_table, driver, persistently
-from millstream.connectors.lake_fits import Fits
-from millstream.connectors.lake_types import DELTA, Fit, fit, stored_schema
-from millstream.connectors.outbox import Generations, OutboxWriter, check_keys, outbox_table
+from millstream.connectors.holding_writer import HoldRule
+from millstream.connectors.lake_sink import LakeSink
+from millstream.connectors.lake_types import DELTA, Fit, Format, fit, stored_schema
 from millstream.connectors.outbox_marker import Publisher
-from millstream.engine.errors import JobError, SchemaError
-from millstream.engine.sink import Committer, Sink, SinkContext, SinkKind, SinkWriter
-from millstream.engine.state import StateTable
-from millstream.engine.time import Duration, micros
+from millstream.engine.errors import JobError
+from millstream.engine.sink import Committer, SinkContext
+from millstream.engine.time import Clock, Duration, micros
 
 
 def delta_sink(  # noqa: PLR0913
@@ -29,14 +28,19 @@ def delta_sink(  # noqa: PLR0913
     create: bool = False,
     partition_by: str | Sequence[str] = (),
     again: bool = False,
+    hold_bytes: int | str = "32MB",
+    roll_age: Duration = "1m",
     options: Mapping[str, str] | None = None,
     patience: Duration = "30s",
+    clock: Clock | None = None,
     name: str | None = None,
 ) -> DeltaSink:
     """Write rows to a Delta Lake table, exactly once.
 
-    The rows of an epoch wait in the checkpoint. After it is committed they are written, together with the epoch's
-    number as a transaction identifier, in one commit of the table: readers see an epoch whole or not at all.
+    Rows wait in the checkpoint, up to ``hold_bytes`` and ``roll_age``, so that the table is not made of many small
+    files. Then they are written, together with the epoch's number as a transaction identifier, in one commit of the
+    table: readers see all rows up to an epoch and none after. To have every epoch visible at once, at the price of a
+    commit for each, say ``hold_bytes=0``.
 
     Args:
         path: of the table's folder, or a URI such as ``s3://bucket/table``.
@@ -46,8 +50,11 @@ def delta_sink(  # noqa: PLR0913
         create: make the table if it is not there.
         partition_by: the columns it is partitioned by if it is made; of one that is there, they must be its own.
         again: the job may start anew beside what it has written from another store.
+        hold_bytes: below this many bytes of Arrow memory, of all subtasks together, rows wait.
+        roll_age: how long rows wait at most, to the next checkpoint; restarts do not make them younger.
         options: for the store, as deltalake takes them; secrets as ``${env:NAME}`` or ``${file:/path}``.
         patience: how long to try again while the store is away, or others change the table, before the job restarts.
+        clock: what tells how old rows are; None: the machine's.
 
     Raises:
         JobError: an argument makes no sense.
@@ -64,8 +71,9 @@ def delta_sink(  # noqa: PLR0913
         )
     partitions = (partition_by,) if isinstance(partition_by, str) else tuple(partition_by)
     place = Place(str(path), Path.cwd(), dict(options or {}))
-    target = Target(place, keys, create, partitions, again, micros(patience) / 1_000_000)
-    return DeltaSink(target, name or f"delta:{path}")
+    hold = HoldRule.of(hold_bytes, roll_age, clock)
+    target = Target(place, create, again, micros(patience) / 1_000_000)
+    return DeltaSink(name or f"delta:{path}", hold, keys, partitions, target)
 
 
 @dataclass(frozen=True)
@@ -73,58 +81,25 @@ class Target:
     """Where rows go to and how; ``patience`` in seconds."""
 
     place: Place
-    keys: tuple[str, ...]
     create: bool
-    partition_by: tuple[str, ...]
     again: bool
     patience: float
 
 
 @dataclass(frozen=True, repr=False)
-class DeltaSink(Sink):
+class DeltaSink(LakeSink):
     """A Delta Lake table; made by ``delta_sink``."""
 
     target: Target
-    given_name: str
-    _generations: Generations = field(default_factory=Generations, compare=False)
-    _fits: Fits = field(default_factory=Fits, compare=False)
-
-    def __repr__(self) -> str:
-        return f"DeltaSink({self.name})"
-
-    @property
-    def name(self) -> str:
-        """How plans, logs and errors call it."""
-        return self.given_name
 
     def identity(self) -> str:
         """Text that changes exactly when it is another destination."""
-        return f"delta {self.target.place.uri!r} by {list(self.target.keys)!r}"
+        return f"delta {self.target.place.uri!r} by {list(self.keys)!r}"
 
     @property
-    def kind(self) -> SinkKind:
-        """How it has its effect once."""
-        return SinkKind.OUTBOX
-
-    @property
-    def takes_changelog(self) -> bool:
-        """Upserts do: a row that is taken back goes from the table."""
-        return bool(self.target.keys)
-
-    def check(self, schema: pa.Schema) -> None:
-        """Raise SchemaError when rows of this schema cannot be written to any table."""
-        check_keys(self.name, schema, self.target.keys)
-        rows = stored_schema(self.name, schema, DELTA)
-        for column in self.target.partition_by:
-            if column not in rows.names:
-                raise SchemaError(
-                    f"{self.name}: there is no column {column!r} to partition by, but: {', '.join(rows.names)}"
-                )
-
-    def writer(self, schema: pa.Schema, context: SinkContext) -> SinkWriter:
-        """Make one running copy."""
-        admit = self._fit(schema, context).admit
-        return OutboxWriter(self.name, schema, self.target.keys, context, self._generations.of(context), admit)
+    def table_format(self) -> Format:
+        """Delta Lake."""
+        return DELTA
 
     def committer(self, schema: pa.Schema, context: SinkContext) -> Committer:
         """Make the committer, which takes over from earlier starts.
@@ -134,36 +109,20 @@ class DeltaSink(Sink):
             SchemaError: the table does not fit.
             JobError: there is no table, it is ahead of the store, or has rows of this job from another store.
         """
-        fit_ = self._fit(schema, context)
+        fit_ = self.fit(schema, context)
         publisher = Publisher(self.name, self.target.place.location(), context, new_owner())
         progress = Progress(publisher, self.target.again)
-        return DeltaCommitter(self.target, progress, fit_, self._generations.of(context))
-
-    def state_tables(self, schema: pa.Schema) -> tuple[StateTable, ...]:
-        """Declare what is kept of epochs."""
-        del schema
-        return (outbox_table(),)
+        return DeltaCommitter(self.target, self.keys, progress, fit_, self._generations.of(context))
 
     def folders(self) -> tuple[str, ...]:
         """The table's folder, if it is local."""
         folder = self.target.place.folder()
         return () if folder is None else (str(folder),)
 
-    def guarantee(self) -> str:
-        """One sentence for the plan."""
-        return (
-            "exactly once: rows wait in the checkpoint and are written with the epoch's number in one commit, which "
-            "readers see whole"
-        )
-
-    def _fit(self, schema: pa.Schema, context: SinkContext) -> Fit:
-        """Return how rows go into the table; made if that was asked for."""
-
-        def look() -> Fit:
-            with blame_table(self.name, f"looking at {self.target.place.location()}"):
-                return persistently(lambda: self._look(schema), self.name, self.target.patience)
-
-        return self._fits.of(context, look)
+    def look(self, schema: pa.Schema) -> Fit:
+        """Return how rows go into the table as it is now; it is made if that was asked for."""
+        with blame_table(self.name, f"looking at {self.target.place.location()}"):
+            return persistently(lambda: self._look(schema), self.name, self.target.patience)
 
     def _look(self, schema: pa.Schema) -> Fit:
         target, place = self.target, self.target.place
@@ -174,16 +133,11 @@ class DeltaSink(Sink):
                 place.location(),
                 rows,
                 mode="ignore",
-                partition_by=list(target.partition_by),
+                partition_by=list(self.partition_by),
                 storage_options=place.settings(),
             )
             table = place.open()
         if table is None:
             raise JobError(f"{self.name}: there is no Delta table at {place.location()}: pass create=True")
-        partitions = table.metadata().partition_columns
-        if target.partition_by and list(target.partition_by) != partitions:
-            raise SchemaError(
-                f"{self.name}: the table is partitioned by {', '.join(partitions) or 'nothing'}, not by "
-                f"{', '.join(target.partition_by)}: leave partition_by out, or write to another table"
-            )
+        self.check_partitions(table.metadata().partition_columns)
         return fit(self.name, rows, pa.schema(table.schema().to_arrow()), place.location())

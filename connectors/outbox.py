@@ -27,6 +27,8 @@ from millstream.engine.sink import Committable, SinkContext, SinkWriter
 from millstream.engine.state import DELETED, StateDelta, StateTable
 
 OUTBOX: Final = "outbox"
+ORDER: Final = "$order"
+"""A last column of rows that wait: whole numbers, of lower ones first; they are published without it."""
 _COLUMNS: Final = pa.schema({"one": pa.int64(), "epoch": pa.int64()})
 _CHUNK_BYTES: Final = 2 << 20
 _FEW_ROWS: Final = 250_000
@@ -124,7 +126,10 @@ def unpack(committables: Sequence[Committable]) -> Letter:
     digest = blake2b(digest_size=16)
     for committable in committables:
         digest.update(committable.payload["arrow"])
-    return Letter(pa.concat_tables(tables), min(int(c.payload["after"]) for c in committables), digest.hexdigest())
+    rows = pa.concat_tables(tables)
+    if ORDER in rows.schema.names:
+        rows = rows.sort_by(ORDER).drop_columns(ORDER)
+    return Letter(rows, min(int(c.payload["after"]) for c in committables), digest.hexdigest())
 
 
 def settle(rows: pa.Table, keys: Sequence[str]) -> pa.Table:
@@ -198,24 +203,31 @@ class OutboxWriter(SinkWriter):
         self._held.append(self._admit(plain))
         self._rows += plain.num_rows
         if self._keys and self._rows > self._limit:
-            self._held = [self._shrunk()]
+            self._held = [self._shrunk(self._held)]
             self._rows = self._held[0].num_rows
             self._limit = max(_FEW_ROWS, 2 * self._rows)
 
     def prepare(self, epoch: int, final: bool) -> Sequence[Committable]:
         """Hand over the rows of the epoch."""
         del final
+        rows = self._take()
+        return [] if rows is None else self._sent_off(rows, epoch)
+
+    def _take(self) -> pa.Table | None:
+        """Return the rows of the epoch, as few as they amount to; None if there are none."""
         if not self._held:
-            return []
-        rows, self._held, self._rows, self._limit = self._shrunk(), [], 0, _FEW_ROWS
-        if not rows.num_rows:
-            return []  # what came has been taken back
+            return None
+        rows, self._held, self._rows, self._limit = self._shrunk(self._held), [], 0, _FEW_ROWS
+        return rows if rows.num_rows else None  # what came has been taken back
+
+    def _sent_off(self, rows: pa.Table, epoch: int) -> Sequence[Committable]:
+        """Return rows as they are handed over."""
         after = self._sent.before(epoch)
         self._sent.note(epoch)
         return pack(rows, after)
 
-    def _shrunk(self) -> pa.Table:
-        rows = pa.concat_tables(self._held)
+    def _shrunk(self, tables: Sequence[pa.Table]) -> pa.Table:
+        rows = pa.concat_tables(tables)
         if not self._keys:
             return rows
         # By whole rows only: what another writer takes back must still be found.

@@ -42,13 +42,14 @@ def seen(path: Path, order: str = "id") -> list[dict[str, Any]]:
     return rows
 
 
+@pytest.mark.parametrize("hold", [0, "70B", "1MB"])
 @pytest.mark.parametrize("key", [None, "id"])
-def test_a_crash_at_any_step_changes_nothing(key: str | None, tmp_path: Path) -> None:
+def test_a_crash_at_any_step_changes_nothing(key: str | None, hold: int | str, tmp_path: Path) -> None:
     def fresh() -> Path:
         return tmp_path / f"t {len(list(tmp_path.iterdir()))}#ü"
 
     def make(path: Path) -> Sink:
-        return ms.delta_sink(path, key=key, create=True)
+        return ms.delta_sink(path, key=key, create=True, hold_bytes=hold)
 
     rows = check_sink(fresh, make, seen, [ROWS])
     assert [row["id"] for row in rows] == list(range(12))
@@ -57,7 +58,7 @@ def test_a_crash_at_any_step_changes_nothing(key: str | None, tmp_path: Path) ->
 def start(
     path: Path, schema: pa.Schema, restored: int = 0, job_id: str = "j1", generation: int = 0, **options: Any
 ) -> tuple[Committer, SinkWriter]:
-    sink = ms.delta_sink(path, **{"create": True, **options})
+    sink = ms.delta_sink(path, **{"create": True, "hold_bytes": 0, **options})
     sink.check(schema)
     context = SinkContext("shop", job_id, "s1", generation or restored + 1, 0, 1, restored)
     committer, writer = sink.committer(schema, context), sink.writer(schema, context)
@@ -325,8 +326,8 @@ import millstream as ms
 
 job = ms.Job("shop")
 rows = job.read(ms.files("input/*.jsonl", name="rows"))
-rows.with_columns(v=ms.col("n") * 10).write(ms.delta_sink("lake/appended", create=True))
-rows.group_by("k").agg(n=ms.sum("n")).write(ms.delta_sink("lake/totals", key="k", create=True))
+rows.with_columns(v=ms.col("n") * 10).write(ms.delta_sink("lake/appended", create=True, hold_bytes=0))
+rows.group_by("k").agg(n=ms.sum("n")).write(ms.delta_sink("lake/totals", key="k", create=True, hold_bytes=0))
 """
 _SLOW = ("store.after_commit@2", "delta.begun@3", "delta.written@1")
 POINTS = ["delta.written@4", "delta.visible@3", *(pytest.param(point, marks=pytest.mark.slow) for point in _SLOW)]

@@ -68,7 +68,7 @@ def delta(folder: Path) -> Place:
             lines = path.read_text().splitlines(keepends=True)
             path.write_text("".join(line for line in lines if " digest" not in line))
 
-    return Place(ms.delta_sink(folder / "t", create=True), ids, age)
+    return Place(ms.delta_sink(folder / "t", create=True, hold_bytes=0), ids, age)
 
 
 def iceberg(folder: Path) -> Place:
@@ -89,7 +89,7 @@ def iceberg(folder: Path) -> Place:
         with table().transaction() as transaction:
             transaction.set_properties({key: json.dumps(marker)})
 
-    return Place(ms.iceberg_sink(settings, "shop.t", create=True), ids, age)
+    return Place(ms.iceberg_sink(settings, "shop.t", create=True, hold_bytes=0), ids, age)
 
 
 @pytest.fixture(params=["postgres", "duckdb", "delta", "iceberg"])

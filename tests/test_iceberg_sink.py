@@ -51,12 +51,13 @@ def seen(folder: Path, order: str = "id", name: str = "shop.t") -> list[dict[str
     return rows
 
 
-def test_a_crash_at_any_step_changes_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("hold", [0, "70B"])
+def test_a_crash_at_any_step_changes_nothing(hold: int | str, tmp_path: Path) -> None:
     def fresh() -> Path:
         return tmp_path / str(len(list(tmp_path.iterdir())))
 
     def make(folder: Path) -> Sink:
-        return ms.iceberg_sink(settings(folder), "shop.t", create=True)
+        return ms.iceberg_sink(settings(folder), "shop.t", create=True, hold_bytes=hold)
 
     rows = check_sink(fresh, make, seen, [ROWS])
     assert [row["id"] for row in rows] == list(range(12))
@@ -65,7 +66,7 @@ def test_a_crash_at_any_step_changes_nothing(tmp_path: Path) -> None:
 def start(
     folder: Path, schema: pa.Schema, restored: int = 0, job_id: str = "j1", generation: int = 0, **options: Any
 ) -> tuple[Committer, SinkWriter]:
-    sink = ms.iceberg_sink(settings(folder), "shop.t", **{"create": True, **options})
+    sink = ms.iceberg_sink(settings(folder), "shop.t", **{"create": True, "hold_bytes": 0, **options})
     sink.check(schema)
     context = SinkContext("shop", job_id, "s1", generation or restored + 1, 0, 1, restored)
     return sink.committer(schema, context), sink.writer(schema, context)
@@ -266,7 +267,7 @@ import millstream as ms
 
 job = ms.Job("shop")
 rows = job.read(ms.files("input/*.jsonl", name="rows"))
-rows.with_columns(v=ms.col("n") * 10).write(ms.iceberg_sink({settings!r}, "shop.rows", create=True))
+rows.with_columns(v=ms.col("n") * 10).write(ms.iceberg_sink({settings!r}, "shop.rows", create=True, hold_bytes=0))
 """
 
 

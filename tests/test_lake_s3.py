@@ -44,7 +44,7 @@ def test_a_crash_at_any_step_changes_nothing_in_delta(s3: ObjectStore) -> None:
         return rows
 
     def make(uri: str) -> Sink:
-        return ms.delta_sink(uri, create=True, options=options)
+        return ms.delta_sink(uri, create=True, hold_bytes=0, options=options)
 
     rows = check_sink(lambda: f"s3://{s3.bucket()}/lake/t", make, seen, [ROWS])
     assert sorted(row["id"] for row in rows) == list(range(12))
@@ -75,7 +75,7 @@ def test_a_crash_at_any_step_changes_nothing_in_iceberg(s3: ObjectStore, tmp_pat
         return rows
 
     def make(bucket: str) -> Sink:
-        return ms.iceberg_sink(settings(bucket, "${env:LAKE_KEY}"), "shop.t", create=True)
+        return ms.iceberg_sink(settings(bucket, "${env:LAKE_KEY}"), "shop.t", create=True, hold_bytes=0)
 
     rows = check_sink(s3.bucket, make, seen, [ROWS])
     assert sorted(row["id"] for row in rows) == list(range(12))
