@@ -194,14 +194,15 @@ class DuckDBUpsert(DuckDBAppend):
 
 
 class DeltaAppend(Place):
-    """A Delta Lake table."""
+    """A Delta Lake table, with a commit for every epoch."""
 
     points = "delta."
+    hold: ClassVar[int | str] = 0
 
     def make(self) -> None:
         pytest.importorskip("deltalake", reason="pip install 'millstream[delta]'")
         key = ', key="k"' if self.key else ""
-        self.sink = f'ms.delta_sink("lake", create=True{key})'
+        self.sink = f'ms.delta_sink("lake", create=True, hold_bytes={self.hold!r}{key})'
 
     def read(self) -> list[Row]:
         from deltalake import DeltaTable
@@ -211,13 +212,14 @@ class DeltaAppend(Place):
 
 
 class DeltaUpsert(DeltaAppend):
-    """A Delta Lake table, with one row for each key."""
+    """A Delta Lake table, with one row for each key, whose rows are held back for some epochs."""
 
     key = True
+    hold = "1500B"
 
 
 class Iceberg(Place):
-    """An Iceberg table, whose catalog is a file."""
+    """An Iceberg table, whose catalog is a file; rows are held back for some epochs."""
 
     points = "iceberg."
 
@@ -226,7 +228,7 @@ class Iceberg(Place):
         lake = self.folder / "lake"
         lake.mkdir()
         self.catalog = {"type": "sql", "uri": f"sqlite:///{lake}/catalog.db", "warehouse": f"file://{lake}/warehouse"}
-        self.sink = f'ms.iceberg_sink({self.catalog!r}, "matrix.rows", create=True)'
+        self.sink = f'ms.iceberg_sink({self.catalog!r}, "matrix.rows", create=True, hold_bytes="1500B")'
 
     def read(self) -> list[Row]:
         from pyiceberg.catalog import load_catalog
