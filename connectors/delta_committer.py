@@ -12,7 +12,7 @@ import pyarrow as pa
 from millstream.connectors.delta_progress import Progress, short_digest
 from millstream.connectors.delta_table import blame_table, persistently
 from millstream.connectors.durable import blame_disk, size_of, sync_file, sync_folder
-from millstream.connectors.lake_types import Fit
+from millstream.connectors.lake_types import Fit, check_still
 from millstream.connectors.outbox import Letter, Sent, settle, unpack
 from millstream.engine.changelog import WEIGHT, is_changelog, unweighted
 from millstream.engine.errors import JobError
@@ -96,6 +96,7 @@ class DeltaCommitter(Committer):
             return
         if marker is None or not marker.epoch:
             progress.check_alone(table)
+        check_still(self._fit, pa.schema(table.schema().to_arrow()), publisher.place)
         hit("delta.begun")
         properties = progress.properties(epoch, letter.digest)
         if self._keys:

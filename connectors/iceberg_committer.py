@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 import pyarrow as pa
 from millstream.connectors.durable import blame_disk, sync_file, sync_folder
 from millstream.connectors.iceberg_table import blame_catalog, ours_alone, persistently
-from millstream.connectors.lake_types import Fit
+from millstream.connectors.lake_types import Fit, check_still
 from millstream.connectors.outbox import Letter, Sent, unpack
 from millstream.connectors.outbox_marker import Marker, Publisher
 from millstream.engine.errors import JobError
@@ -94,6 +94,7 @@ class IcebergCommitter(Committer):
             return
         if marker is None or not marker.epoch:
             self._check_alone(table)
+        check_still(self._fit, table.schema().as_arrow(), publisher.place)
         hit("iceberg.begun")
         self._write(table, letter.rows, epoch, letter.digest)
         hit("iceberg.written")

@@ -233,3 +233,18 @@ def fit(name: str, rows: pa.Schema, table: pa.Schema, place: str) -> Fit:
     if missing:
         raise SchemaError(f"{name}: {place} cannot do without {', '.join(missing)}, which these rows do not have")
     return Fit(name, pa.schema([table.field(field.name) for field in rows]))
+
+
+def check_still(known: Fit, table: pa.Schema, place: str) -> None:
+    """Compare a table with what it was when the job started: others may have changed it.
+
+    Raises:
+        SchemaError: rows would not go into it any more, or not whole.
+    """
+    try:
+        fit(known.name, known.columns, table, place)
+    except SchemaError as error:
+        raise SchemaError(
+            f"{error}; the table was changed since the job started. What was to be written waits in the checkpoint: "
+            "change the table back, and start the job again"
+        ) from None

@@ -14,10 +14,12 @@ import millstream as ms
 import pyarrow as pa
 import pytest
 from millstream.connectors.delta_progress import Progress, new_owner
+from millstream.connectors.held_rows import HELD
 from millstream.connectors.outbox import pack
 from millstream.connectors.outbox_marker import Publisher
 from millstream.engine.errors import DataError, JobError, SchemaError
 from millstream.engine.sink import Committer, Sink, SinkContext, SinkWriter
+from millstream.engine.time import ManualClock
 from millstream.testing import check_sink
 from nursery import Nursery, Start
 from test_postgres_sink import VALUES, changes
@@ -56,14 +58,21 @@ def test_a_crash_at_any_step_changes_nothing(key: str | None, hold: int | str, t
 
 
 def start(
-    path: Path, schema: pa.Schema, restored: int = 0, job_id: str = "j1", generation: int = 0, **options: Any
+    path: Path,
+    schema: pa.Schema,
+    restored: int = 0,
+    job_id: str = "j1",
+    generation: int = 0,
+    last: int | None = None,
+    **options: Any,
 ) -> tuple[Committer, SinkWriter]:
+    """One start of a job; ``last`` is the last epoch with rows, if that is not the one it goes on from."""
     sink = ms.delta_sink(path, **{"create": True, "hold_bytes": 0, **options})
     sink.check(schema)
     context = SinkContext("shop", job_id, "s1", generation or restored + 1, 0, 1, restored)
     committer, writer = sink.committer(schema, context), sink.writer(schema, context)
-    if restored:
-        writer.restore("outbox", [pa.record_batch({"one": [0], "epoch": [restored]})], restored)
+    if restored if last is None else last:
+        writer.restore("outbox", [pa.record_batch({"one": [0], "epoch": [restored if last is None else last]})], 0)
     return committer, writer
 
 
@@ -316,6 +325,80 @@ def test_a_file_that_a_power_cut_took_is_noticed(tmp_path: Path) -> None:
     again, _ = start(path, ROWS.schema, restored=1)
     with pytest.raises(JobError, match="a file of epoch 1 was lost"):
         again.commit(1, rows)
+
+
+# -- held back ---------------------------------------------------------------------------------------------------
+
+
+def test_rows_wait_until_there_are_many_or_they_are_old(tmp_path: Path) -> None:
+    path, clock = tmp_path / "t", ManualClock()
+    committer, writer = start(path, ROWS.schema, hold_bytes="150B", roll_age="1m", clock=clock)
+    versions = []
+    for epoch, (rows, seconds) in enumerate([(1, 0), (1, 59), (1, 1), (1, 0), (8, 0)], 1):
+        clock.advance(seconds)
+        writer.write(ROWS.slice(0, rows))
+        committer.commit(epoch, writer.prepare(epoch, False))
+        writer.snapshot(epoch)
+        versions.append(read(path).num_rows)
+    assert versions == [0, 0, 3, 3, 12]
+    writer.write(ROWS.slice(0, 1))
+    committer.commit(6, writer.prepare(6, True))
+    assert read(path).num_rows == 13, "the end holds nothing back"
+
+
+def hold(writer: SinkWriter, epoch: int, rows: pa.RecordBatch = ROWS) -> pa.RecordBatch:
+    """Write rows that are held back at a barrier; return them as the state has them."""
+    writer.write(rows)
+    assert writer.prepare(epoch, False) == []
+    (batch,) = writer.snapshot(epoch)[HELD].rows.to_batches()
+    return batch
+
+
+def test_others_may_change_the_table_while_rows_are_held_back(tmp_path: Path) -> None:
+    path = tmp_path / "t"
+    write(path, [ROWS.slice(0, 2)])
+    committer, writer = start(path, ROWS.schema, restored=1, hold_bytes="1MB")
+    hold(writer, 2, ROWS.slice(2))
+    deltalake.write_deltalake(str(path), pa.table({"id": [90], "name": ["other"]}), mode="append")
+    table = table_of(path)
+    table.optimize.compact()
+    table.vacuum(retention_hours=0, enforce_retention_duration=False, dry_run=False)
+    table.create_checkpoint()
+    table.cleanup_metadata()
+    table.alter.add_columns(deltalake.Field("note", deltalake.schema.PrimitiveType("string")))
+    committer.commit(3, writer.prepare(3, True))
+    found = seen(path)
+    assert [row["id"] for row in found] == [*range(12), 90]
+    assert {row["note"] for row in found} == {None}
+
+
+def test_rows_that_the_table_no_longer_takes_wait_until_it_does(tmp_path: Path) -> None:
+    path = tmp_path / "t"
+    committer, writer = start(path, ROWS.schema, hold_bytes="1MB")
+    held = hold(writer, 1)
+    narrow = pa.table({"id": pa.array([], pa.int64())})
+    deltalake.write_deltalake(str(path), narrow, mode="overwrite", schema_mode="overwrite")
+    rows = writer.prepare(2, True)
+    with pytest.raises(SchemaError, match=r"no column 'name'.*changed since the job started.*waits in the checkpoint"):
+        committer.commit(2, rows)
+    with pytest.raises(SchemaError, match="no column 'name'"):
+        start(path, ROWS.schema, restored=1)
+    table_of(path).alter.add_columns(deltalake.Field("name", deltalake.schema.PrimitiveType("string")))
+    committer, writer = start(path, ROWS.schema, restored=1, generation=3, last=0)
+    writer.restore(HELD, [held], 0)
+    committer.commit(2, writer.prepare(2, True))
+    assert seen(path) == ROWS.to_pylist()
+
+
+def test_a_null_that_the_table_no_longer_takes_is_found_before_it_leaves_the_checkpoint(tmp_path: Path) -> None:
+    path, nulls = tmp_path / "t", pa.record_batch({"id": pa.array([None], pa.int64())})
+    held = hold(start(path, nulls.schema, hold_bytes="1MB")[1], 1, nulls)
+    table = pa.table({"id": pa.array([], pa.int64())}, pa.schema([pa.field("id", pa.int64(), nullable=False)]))
+    deltalake.write_deltalake(str(path), table, mode="overwrite", schema_mode="overwrite")
+    _, writer = start(path, nulls.schema, restored=1)
+    writer.restore(HELD, [held], 0)
+    with pytest.raises(DataError, match="no value in 'id', which the table demands"):
+        writer.prepare(2, False)
 
 
 # -- killed ------------------------------------------------------------------------------------------------------
