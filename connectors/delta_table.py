@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import structlog
+from millstream.connectors.durable import with_advice
 from millstream.connectors.secrets import resolve
 from millstream.engine.errors import ExternalError, JobError, MillstreamError
 
@@ -118,7 +119,7 @@ def blame_table(what: str, doing: str, *, advice: str = "") -> Iterator[None]:
         text = f"{what}: {doing} failed: {explained(error)}"
         raise JobError(f"{text}. {advice}" if advice else text) from error
     except (faults.DeltaError, OSError) as error:
-        raise ExternalError(f"{what}: {doing} failed: {explained(error)}") from error
+        raise ExternalError(with_advice(f"{what}: {doing} failed: {explained(error)}")) from error
 
 
 def persistently(attempt: Callable[[], Result], what: str, seconds: float) -> Result:

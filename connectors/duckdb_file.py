@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final
 
 import duckdb
+from millstream.connectors.durable import is_of_the_disk, with_advice
 from millstream.engine.errors import ExternalError, JobError
 
 _PAUSE: Final = 0.05
@@ -31,9 +32,11 @@ def opened(path: Path, what: str, *, read_only: bool, patience: float) -> Iterat
         with connection:
             connection.execute("SET timezone = 'UTC'")
             yield connection
-    except (duckdb.IOException, duckdb.FatalException, duckdb.OutOfMemoryException) as error:
-        raise ExternalError(f"{what}: {path} could not be read or written: {error}") from error
     except duckdb.Error as error:
+        # A COMMIT that finds no room says so in an error of another kind.
+        outside = isinstance(error, duckdb.IOException | duckdb.FatalException | duckdb.OutOfMemoryException)
+        if outside or is_of_the_disk(error):
+            raise ExternalError(with_advice(f"{what}: {path} could not be read or written: {error}")) from error
         raise JobError(f"{what}: {error}") from error
 
 
@@ -47,7 +50,7 @@ def _connect(path: Path, what: str, *, read_only: bool, patience: float) -> duck
             busy = isinstance(error, duckdb.IOException | duckdb.ConnectionException)
             if not busy or time.monotonic() + _PAUSE > until:
                 kind = ExternalError if busy else JobError
-                raise kind(f"{what}: {path} cannot be opened: {error}") from error
+                raise kind(with_advice(f"{what}: {path} cannot be opened: {error}")) from error
         time.sleep(_PAUSE)
 
 

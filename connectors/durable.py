@@ -8,8 +8,30 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
 
 from millstream.engine.errors import ExternalError
+
+_FULL: Final = ("No space left", "File too large", "quota exceeded", "disk is full", "ead-only file system", "readonly")
+_ROOM: Final = "see that the disk has room and the folder can be written, the job goes on from its last checkpoint"
+
+
+def is_of_the_disk(error: BaseException) -> bool:
+    """Whether what a library complains of, by whatever kind of error, is a disk that is full or cannot be written.
+
+    >>> is_of_the_disk(RuntimeError("Failed to commit: No space left on device"))
+    True
+    """
+    return any(sign in str(error) for sign in _FULL)
+
+
+def with_advice(text: str) -> str:
+    """Return an error's text, with what to do if it is the disk's.
+
+    >>> with_advice("no such table")
+    'no such table'
+    """
+    return f"{text}; {_ROOM}" if any(sign in text for sign in _FULL) else text
 
 
 @contextmanager
@@ -19,10 +41,7 @@ def blame_disk(who: str, doing: str) -> Iterator[None]:
         yield
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
-        raise ExternalError(
-            f"{who}: {doing} failed: {error.strerror or error}{where}; see that the disk has room and "
-            "the folder can be written, the job goes on from its last checkpoint"
-        ) from error
+        raise ExternalError(f"{who}: {doing} failed: {error.strerror or error}{where}; {_ROOM}") from error
 
 
 def sync_file(path: Path) -> None:

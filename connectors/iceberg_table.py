@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from urllib.parse import urlsplit
 
 import structlog
+from millstream.connectors.durable import with_advice
 from millstream.connectors.secrets import resolve
 from millstream.engine.errors import ExternalError, JobError, MillstreamError
 
@@ -118,7 +119,7 @@ def blame_catalog(what: str, doing: str, *, advice: str = "") -> Iterator[None]:
     except MillstreamError:
         raise
     except passing as error:
-        raise ExternalError(f"{what}: {doing} failed: {_explained(error)}") from error
+        raise ExternalError(with_advice(f"{what}: {doing} failed: {_explained(error)}")) from error
     except Exception as error:
         if not isinstance(error, ValueError) and not type(error).__module__.startswith(("pyiceberg", "sqlalchemy")):
             raise
