@@ -9,6 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 from millstream.connectors.avro_types import (
+    WRAPPED,
     AvroSchema,
     arrow_fields,
     arrow_schema,
@@ -181,6 +182,25 @@ class AvroValues:
             return fits if counted(type_) == type_ else fits.cast(counted(type_))
         except pa.ArrowException as error:
             raise DataError(f"column {name!r} does not fit the Avro schema, where it is {type_}: {error}") from None
+
+
+class LoneAvroValues:
+    """Encodes one column, whatever it is called, as a schema that is no record. Raises SchemaError if there are more.
+
+    >>> LoneAvroValues("long", pa.schema({"n": pa.int64()})).encode(pa.table({"n": [1, -1]})).to_pylist()
+    [b'\\x02', b'\\x01']
+    """
+
+    def __init__(
+        self, schema: AvroSchema, columns: pa.Schema, references: tuple[AvroSchema, ...] = (), prefix: bytes = b""
+    ) -> None:
+        if len(columns) != 1:
+            raise SchemaError(f"the Avro schema is no record, and takes one column, not {', '.join(columns.names)}")
+        self._values = AvroValues(schema, pa.schema([columns.field(0).with_name(WRAPPED)]), references, prefix)
+
+    def encode(self, rows: pa.Table) -> pa.Array:
+        """As ``AvroValues.encode``."""
+        return self._values.encode(rows.rename_columns([WRAPPED]))
 
 
 def _parsed(schema: AvroSchema, references: tuple[AvroSchema, ...]) -> AvroSchema:

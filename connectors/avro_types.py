@@ -44,16 +44,26 @@ _NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
 def avro_schema(given: str | Mapping[str, Any]) -> AvroSchema:
-    """Return a schema as it is written: JSON, or what JSON makes of it.
+    """Return a schema as it is written: JSON, or what JSON makes of it, or the name of a type without parts.
 
     Raises:
         JobError: it is none.
+
+    >>> avro_schema("long"), avro_schema('{"type": "long"}')
+    ('long', {'type': 'long'})
     """
+    if isinstance(given, str) and given in _PRIMITIVES.keys() - {"enum", "fixed"}:
+        return given
     try:
         schema = json.loads(given) if isinstance(given, str) else json.loads(json.dumps(given))
     except (ValueError, TypeError) as error:
         raise JobError(f"an Avro schema is a dict or JSON text; got {str(given)[:80]!r}: {error}") from None
     return schema
+
+
+def is_record(schema: AvroSchema) -> bool:
+    """Whether a schema has fields."""
+    return isinstance(schema, dict) and schema.get("type") == "record"
 
 
 def as_record(schema: AvroSchema) -> AvroSchema:
@@ -62,7 +72,7 @@ def as_record(schema: AvroSchema) -> AvroSchema:
     >>> as_record("long")["fields"]
     [{'name': 'value', 'type': 'long'}]
     """
-    if isinstance(schema, dict) and schema.get("type") == "record":
+    if is_record(schema):
         return schema
     return {"type": "record", "name": "millstream.Wrapped", "fields": [{"name": WRAPPED, "type": schema}]}
 
@@ -220,6 +230,18 @@ def avro_of(schema: pa.Schema, name: str) -> AvroSchema:
     """
     named = re.sub(r"[^A-Za-z0-9_]", "_", name)
     return _record(list(schema), named if _NAME.fullmatch(named) else f"_{named}")
+
+
+def avro_of_column(field: pa.Field, name: str) -> AvroSchema:
+    """Return the schema of a column by itself, which is never null; see ``avro_of``.
+
+    >>> avro_of_column(pa.field("id", pa.int64()), "orders")
+    'long'
+    """
+    try:
+        return _avro_type(field.type, re.sub(r"[^A-Za-z0-9_]", "_", name))
+    except SchemaError as error:
+        raise SchemaError(f"column {field.name!r}: {error}") from None
 
 
 def _record(fields: list[pa.Field], name: str) -> AvroSchema:

@@ -36,7 +36,8 @@ class Shape:
     """How messages are made of rows: all of it column names.
 
     Attributes:
-        keys: none: messages have no key; one: its bytes, or its value as text; more: a JSON object of them.
+        keys: none: messages have no key; one: its bytes, or its value as text; more: a JSON object of them; or with
+            ``key_encoding`` as that says.
         value: ``raw``: ``column``; otherwise all columns but those of ``headers`` and ``partition``, as a JSON object
             with ``json``, or else as ``encoding`` says.
         headers: from the header's name to the column.
@@ -49,6 +50,12 @@ class Shape:
     timestamp: str | None
     partition: str | None
     encoding: Encoding | None = None
+    key_encoding: Encoding | None = None
+
+    def key_schema(self, schema: pa.Schema) -> pa.Schema:
+        """The columns that a key is made of, with their types."""
+        plain = plain_schema(unweighted(schema))
+        return pa.schema([plain.field(name) for name in self.keys])
 
     def value_schema(self, schema: pa.Schema) -> pa.Schema:
         """The columns that a value is made of, with their types."""
@@ -91,8 +98,16 @@ class Shape:
             if not self.value_columns(schema):
                 raise SchemaError("no column is left for the value of messages")
             JsonLines().check(self.value_schema(schema))
+        self._check_encodings(schema)
+
+    def _check_encodings(self, schema: pa.Schema) -> None:
         if self.encoding is not None:
             self.encoding.check(self.value_schema(schema))
+        if self.key_encoding is not None:
+            try:
+                self.key_encoding.check(self.key_schema(schema))
+            except SchemaError as error:
+                raise SchemaError(f"the key: {error}") from None
 
     def message_schema(self, schema: pa.Schema) -> pa.Schema:
         """The schema of messages of such rows, with a weight if they have one."""
@@ -101,6 +116,14 @@ class Shape:
         fields += [(HEADER + name, pa.binary()) for name in self.headers]
         fields += [(WEIGHT, pa.int64())] if is_changelog(schema) else []
         return pa.schema(fields)
+
+
+@dataclass(frozen=True, slots=True)
+class Encoders:
+    """Encode values and keys; None: the shape says it all."""
+
+    values: ValueEncoder | None
+    keys: ValueEncoder | None
 
 
 class Messages:
@@ -112,7 +135,7 @@ class Messages:
         most_bytes: that a message may have.
         needs_key: the topic refuses messages without a key.
         first: the partition of the first batch without keys; each batch goes to the next one.
-        values: encodes values, if the shape says how.
+        encoders: of what the shape does not say by itself.
     """
 
     def __init__(
@@ -124,9 +147,9 @@ class Messages:
         *,
         needs_key: bool,
         first: int,
-        values: ValueEncoder | None = None,
+        encoders: Encoders,
     ) -> None:
-        self._values = values
+        self._encoders = encoders
         self._name = name
         self._shape = shape
         self._partitions = partitions
@@ -159,13 +182,28 @@ class Messages:
                         f"{self._name}: a row has no value in its key {name!r}, and a message without a key cannot "
                         "replace another. Filter such rows out before, or give them a value"
                     )
+        if self._encoders.keys is not None:
+            return self._encoded_key(self._encoders.keys, rows.select(list(names)))
         return as_json(rows.select(list(names))) if len(names) > 1 else as_bytes(_one(rows[names[0]]))
+
+    def _encoded_key(self, encoder: ValueEncoder, keys: pa.Table) -> pa.Array:
+        """Return the keys; where the only column is null there is none."""
+        column = _one(keys.column(0))
+        lacking = keys.num_columns == 1 and column.null_count > 0
+        try:
+            encoded = encoder.encode(keys.filter(column.is_valid()) if lacking else keys)
+        except DataError as error:
+            raise DataError(f"{self._name}: the key: {error}") from None
+        if not lacking:
+            return encoded
+        places = pc.subtract(pc.cumulative_sum(column.is_valid().cast(pa.int64())), 1)
+        return encoded.take(pc.if_else(column.is_valid(), places, None))
 
     def _value(self, rows: pa.Table) -> pa.Array:
         names = self._shape.value_columns(rows.schema)
-        if self._values is not None:
+        if self._encoders.values is not None:
             try:
-                return self._values.encode(rows.select(names))
+                return self._encoders.values.encode(rows.select(names))
             except DataError as error:
                 raise DataError(f"{self._name}: {error}") from None
         return as_json(rows.select(names)) if self._shape.value == "json" else as_bytes(_one(rows[names[0]]))

@@ -9,8 +9,9 @@ from typing import Any, Final
 import numpy as np
 import pyarrow as pa
 from confluent_kafka import TIMESTAMP_NOT_AVAILABLE, Message
+from millstream.connectors.kafka_keys import KeyDecoder, spread
 from millstream.connectors.kafka_metadata import METADATA_TYPES
-from millstream.connectors.message_decoders import MessageDecoder, decode_scalars
+from millstream.connectors.message_decoders import MessageDecoder
 from millstream.connectors.reading_plan import empty_batch
 
 _VALUE: Final = Message.value
@@ -39,11 +40,14 @@ class Columns:
 
 
 class RowDecoder:
-    """Makes rows of messages of one partition."""
+    """Makes rows of messages of one partition; ``keys``: None: no column has them."""
 
-    def __init__(self, columns: Columns, values: MessageDecoder, topic: str, partition: int) -> None:
+    def __init__(
+        self, columns: Columns, values: MessageDecoder, keys: KeyDecoder | None, topic: str, partition: int
+    ) -> None:
         self._columns = columns
         self._values = values
+        self._keys = keys
         self._of_value = columns.of_value
         self._place = {"topic": topic, "partition": partition}
 
@@ -92,13 +96,14 @@ class RowDecoder:
         self, rows: pa.RecordBatch, values: Sequence[bytes | None], bad: Mapping[int, str]
     ) -> pa.RecordBatch:
         """Put a row of nulls where a value is null."""
-        good = np.array([value is not None for i, value in enumerate(values) if i not in bad], bool)
-        return rows.take(pa.array(np.cumsum(good) - 1, pa.int64(), mask=~good))
+        return spread(rows, np.array([value is not None for i, value in enumerate(values) if i not in bad], bool))
 
     def _metadata(self, kind: str, type_: pa.DataType, messages: Sequence[Message]) -> tuple[pa.Array, dict[int, str]]:
         if kind == "key":
-            columns, bad = decode_scalars(list(map(_KEY, messages)), type_)
-            return columns, bad
+            assert self._keys is not None
+            keys = list(map(_KEY, messages))
+            column, bad = self._keys.decode(keys)
+            return column, {place: f"{problem}; the key is {keys[place]!r:.200}" for place, problem in bad.items()}
         if kind in self._place:
             return pa.repeat(pa.scalar(self._place[kind], type_), len(messages)), {}
         return _METADATA[kind](messages), {}

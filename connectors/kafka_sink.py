@@ -11,13 +11,13 @@ import pyarrow as pa
 from millstream.connectors.byte_size import byte_size
 from millstream.connectors.kafka_committer import KafkaCommitter, Target
 from millstream.connectors.kafka_connection import Brokers, blame_brokers, driver, persistently
-from millstream.connectors.kafka_messages import KEY, Messages, Shape
+from millstream.connectors.kafka_messages import KEY, Encoders, Messages, Shape
 from millstream.connectors.kafka_progress import Progress, progress_name, topic_settings
 from millstream.connectors.kafka_writers import OutboxMessages, SentAtOnce
 from millstream.connectors.outbox import Generations, check_keys, outbox_table
 from millstream.connectors.outbox_marker import Publisher
 from millstream.connectors.schema_values import SchemaValues
-from millstream.connectors.value_encoding import Encoding, ValueEncoder
+from millstream.connectors.value_encoding import Encoding
 from millstream.engine.changelog import is_changelog
 from millstream.engine.errors import JobError, SchemaError
 from millstream.engine.logs import log
@@ -35,6 +35,7 @@ def kafka_sink(  # noqa: PLR0913
     topic: str,
     *,
     key: str | Sequence[str] | None = None,
+    key_as: SchemaValues | None = None,
     value: Literal["json", "csv", "raw"] | SchemaValues = "json",
     column: str | None = None,
     headers: Mapping[str, str] | None = None,
@@ -59,6 +60,7 @@ def kafka_sink(  # noqa: PLR0913
         topic: it must be there.
         key: the column with messages' keys, whose partitions are those that Kafka's Java client chooses; several
             columns make a JSON object. None: messages have no key, and partitions take turns.
+        key_as: ``avro_values(...)`` or ``protobuf_values(...)``: what keys are. None: text, bytes or JSON, as above.
         value: ``json``: a JSON object of the row; ``csv``: a record without header; ``raw``: the text or the bytes of
             one column; or ``avro_values(...)`` or ``protobuf_values(...)``.
         column: which one it is; None: ``value``.
@@ -86,7 +88,8 @@ def kafka_sink(  # noqa: PLR0913
         raise JobError("kafka_sink(): upserts need key= and delivery='exactly_once'")
     size = byte_size(transaction_bytes)
     kind, encoding = _encoding(topic, value)
-    shape = Shape(keys, kind, column or "value", dict(headers or {}), timestamp, partition, encoding)
+    of_key = _key_encoding(topic, keys, key_as)
+    shape = Shape(keys, kind, column or "value", dict(headers or {}), timestamp, partition, encoding, of_key)
     cluster = Brokers(brokers if isinstance(brokers, str) else ",".join(brokers), dict(settings or {}))
     options = Options(mode, delivery, again, progress, size, micros(patience) / 1_000_000)
     return KafkaSink(cluster, topic, shape, options, name or f"kafka:{topic}")
@@ -111,8 +114,18 @@ def _check_choices(topic: str, value: str | SchemaValues, column: str | None, mo
 def _encoding(topic: str, value: str | SchemaValues) -> tuple[str, Encoding | None]:
     """Return the word for what values are, and how they are encoded if the word does not say it all."""
     if isinstance(value, SchemaValues):
-        return value.kind, Encoding(value, value.subject_of(topic))
+        return value.kind, Encoding(value, value.subject_of(topic, "value"))
     return value, Encoding() if value == "csv" else None
+
+
+def _key_encoding(topic: str, keys: Sequence[str], key_as: SchemaValues | None) -> Encoding | None:
+    if key_as is None:
+        return None
+    if not isinstance(key_as, SchemaValues):
+        raise JobError(f"kafka_sink(): key_as must be avro_values(...) or protobuf_values(...), got {key_as!r}")
+    if not keys:
+        raise JobError("kafka_sink(): key_as= says what keys are, and there are none: say of which columns, with key=")
+    return Encoding(key_as, key_as.subject_of(topic, "key"), lone=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,13 +147,13 @@ class TopicFacts:
     Attributes:
         most_bytes: that topic and client allow a message.
         compacted: it takes no messages without a key.
-        values: encodes values; None: the shape says it all.
+        encoders: of values and keys.
     """
 
     partitions: int
     most_bytes: int
     compacted: bool
-    values: ValueEncoder | None
+    encoders: Encoders
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,7 +224,7 @@ class KafkaSink(Sink):
             facts.most_bytes,
             needs_key=needs_key,
             first=first,
-            values=facts.values,
+            encoders=facts.encoders,
         )
         if not self._once:
             return SentAtOnce(self.name, self.brokers, self.topic, messages, facts.most_bytes, self.options.patience)
@@ -268,21 +281,23 @@ class KafkaSink(Sink):
             found = self._checked.facts.get(key)
             if found is None:
                 with blame_brokers(self.name, f"looking at topic {self.topic!r}", self.brokers):
-                    values = self._values(schema)
-                    found = persistently(lambda: self._look(values), self.name, self.options.patience, self.brokers)
+                    encoders = self._encoders(schema)
+                    found = persistently(lambda: self._look(encoders), self.name, self.options.patience, self.brokers)
                 self._checked.facts.clear()
                 self._checked.facts[key] = found
             return found
 
-    def _values(self, schema: pa.Schema) -> ValueEncoder | None:
-        """Settle how values are encoded, before the first is: what waits in the checkpoint names its schema."""
-        encoding = self.shape.encoding
+    def _encoders(self, schema: pa.Schema) -> Encoders:
+        """Settle how messages are encoded, before the first is: what waits in the checkpoint names its schemas."""
+        shape = self.shape
         try:
-            return None if encoding is None else encoding.start(self.shape.value_schema(schema))
+            values = None if shape.encoding is None else shape.encoding.start(shape.value_schema(schema))
+            keys = None if shape.key_encoding is None else shape.key_encoding.start(shape.key_schema(schema))
         except (SchemaError, JobError) as error:
             raise type(error)(f"{self.name}: {error}") from None
+        return Encoders(values, keys)
 
-    def _look(self, values: ValueEncoder | None) -> TopicFacts:
+    def _look(self, encoders: Encoders) -> TopicFacts:
         kafka = driver()
         admin = self.brokers.admin()
         topic = admin.list_topics(self.topic, timeout=_SECONDS).topics[self.topic]
@@ -302,4 +317,4 @@ class KafkaSink(Sink):
             log.warning("upserts go to a Kafka topic that is not compacted", sink=self.name, topic=self.topic)
         allowed = int(self.brokers.settings.get("message.max.bytes", _MOST_BYTES))
         most = min(allowed, int(found.get("max.message.bytes", allowed)))
-        return TopicFacts(len(topic.partitions), most, compacted, values)
+        return TopicFacts(len(topic.partitions), most, compacted, encoders)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 import pyarrow as pa
 from millstream.connectors.csv_decoder import CsvDialect, check_csv_types
 from millstream.connectors.kafka_connection import Brokers, driver
+from millstream.connectors.kafka_keys import KeyFormat, PlainKeys, key_format
 from millstream.connectors.kafka_metadata import KEY_TYPES, METADATA_TYPES
 from millstream.connectors.message_decoders import RAW_COLUMN, JsonMessages
 from millstream.connectors.schema_values import SchemaValues
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 Start: TypeAlias = Literal["earliest", "latest"] | dt.datetime
 Value: TypeAlias = Literal["json", "csv", "string", "raw"]
+Key: TypeAlias = Literal["binary", "string", "int32", "int64"]
 
 _CHOICES: Final = {
     "value": ("json", "csv", "string", "raw"),
@@ -50,7 +52,7 @@ def kafka_source(  # noqa: PLR0913 - all but the first two by name
     schema: Schema | None = None,
     value: Value | SchemaValues = "json",
     metadata: Sequence[str] | Mapping[str, str] = (),
-    key: Literal["binary", "string", "int32", "int64"] = "binary",
+    key: Key | SchemaValues = "binary",
     start: Start = "earliest",
     bounded: bool = False,
     tombstones: Literal["keep", "skip"] = "keep",
@@ -76,7 +78,8 @@ def kafka_source(  # noqa: PLR0913 - all but the first two by name
             ``value``; or ``avro_values(...)`` or ``protobuf_values(...)``.
         metadata: more columns: "key", "timestamp" (of the message, in UTC), "headers", "topic", "partition", "offset";
             as a list, or a mapping to the names the columns get, as in ``{"timestamp": "at"}``.
-        key: what keys are: "binary", "string" (UTF-8), or "int32" and "int64" as Kafka's serializers write them.
+        key: what keys are: "binary", "string" (UTF-8), or "int32" and "int64" as Kafka's serializers write them; or
+            ``avro_values(...)`` or ``protobuf_values(...)``, whose fields make a struct.
         start: where a job without a checkpoint begins: "earliest", "latest" or a time (UTC if it has no zone).
         bounded: end where the partitions end when the job begins.
         tombstones: what becomes of messages without a value: "keep" makes a row with nulls, "skip" passes them over.
@@ -100,9 +103,10 @@ def kafka_source(  # noqa: PLR0913 - all but the first two by name
     _check(called, topics, start, value=value, key=key, tombstones=tombstones, on_error=on_error, on_lost=on_lost)
     values = _values(called, value, schema, CsvDialect(delimiter, quote, False, tuple(null_values)), topics[0])
     kinds = _metadata_columns(called, metadata, values.fields)
+    keys = _keys(called, key, kinds, topics[0])
     client = _Client(*_reached(called, brokers, settings or {}), topics, group, called, start, bounded)
-    columns = _columns(values.fields, kinds, key)
-    return KafkaSource(called, topics, columns, kinds, values, tombstones, on_error, on_lost, client)
+    columns = _columns(values.fields, kinds, keys.type)
+    return KafkaSource(called, topics, columns, kinds, values, keys, tombstones, on_error, on_lost, client)
 
 
 class _Client:
@@ -193,6 +197,7 @@ class KafkaSource(Source):
     columns: pa.Schema
     metadata: Mapping[str, str]
     values: ValueFormat
+    keys: KeyFormat
     tombstones: str
     on_error: OnError
     on_lost: OnLost
@@ -242,7 +247,8 @@ class KafkaSource(Source):
         else:
             stretch = Stretch.of(position)
         columns = Columns(self.columns, self.metadata, self.tombstones == "keep")
-        rows = RowDecoder(columns, self.values.decoder(columns.of_value), *place)
+        keys = self.keys.decoder() if "key" in self.metadata.values() else None
+        rows = RowDecoder(columns, self.values.decoder(columns.of_value), keys, *place)
         rules = Rules(self.name, self.on_error, self.on_lost)
         return KafkaReader(self.client.cluster, place, stretch, rows, rules, context)
 
@@ -267,8 +273,9 @@ def _check(source: str, topics: Sequence[str], start: object, **chosen: object) 
         raise JobError(f"kafka_source() takes a topic or several different ones, got {list(topics)!r}")
     for option, choice in chosen.items():
         known = _CHOICES[option]
-        if choice not in known and not (option == "value" and isinstance(choice, SchemaValues)):
-            others = ", or avro_values(...) or protobuf_values(...)" if option == "value" else ""
+        of_schema = option in ("value", "key")
+        if choice not in known and not (of_schema and isinstance(choice, SchemaValues)):
+            others = ", or avro_values(...) or protobuf_values(...)" if of_schema else ""
             known_ones = " or ".join(map(repr, known)) + others
             raise JobError(f"kafka_source({source!r}): {option} is {known_ones}, got {choice!r}")
     if start not in ("earliest", "latest") and not isinstance(start, dt.datetime):
@@ -291,9 +298,21 @@ def _values(
     if isinstance(value, str):
         return PlainFormat(value, _value_schema(source, value, schema), dialect)
     try:
-        return value_format(value, topic, None if schema is None else _named_columns(source, schema))
+        declared = None if schema is None else _named_columns(source, schema)
+        return value_format(value, value.subject_of(topic, "value"), declared)
     except (JobError, SchemaError) as error:
         raise JobError(f"kafka_source({source!r}): {error}") from None
+
+
+def _keys(source: str, key: Key | SchemaValues, metadata: Mapping[str, str], topic: str) -> KeyFormat:
+    if isinstance(key, str):
+        return PlainKeys(KEY_TYPES[key])
+    if "key" not in metadata.values():
+        raise JobError(f"kafka_source({source!r}): key= says what keys are, and no column has them: metadata=['key']")
+    try:
+        return key_format(key, topic)
+    except (JobError, SchemaError) as error:
+        raise JobError(f"kafka_source({source!r}): key: {error}") from None
 
 
 def _value_schema(source: str, value: Value, schema: Schema | None) -> pa.Schema:
@@ -320,8 +339,8 @@ def _named_columns(source: str, schema: Schema) -> pa.Schema:
     return columns
 
 
-def _columns(fields: pa.Schema, metadata: Mapping[str, str], key: str) -> pa.Schema:
-    types = {**METADATA_TYPES, "key": KEY_TYPES[key]}
+def _columns(fields: pa.Schema, metadata: Mapping[str, str], key: pa.DataType) -> pa.Schema:
+    types = {**METADATA_TYPES, "key": key}
     return pa.schema([*fields, *(pa.field(column, types[kind]) for column, kind in metadata.items())])
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from millstream.connectors.avro_messages import avro_driver
 from millstream.connectors.protobuf_types import protobuf_driver
@@ -14,11 +14,11 @@ from millstream.engine.errors import JobError
 
 @dataclass(frozen=True, slots=True, repr=False)
 class SchemaValues:
-    """What values are; made by ``avro_values`` and ``protobuf_values``.
+    """What values or keys are; made by ``avro_values`` and ``protobuf_values``.
 
     Attributes:
         kind: "avro" or "protobuf".
-        registry: where schemas are; None: values are not preceded by an id.
+        registry: where schemas are; None: nothing is preceded by an id.
         message: the schema; None: nothing is said of it.
         subject: what the registry calls it; None: by the topic.
         auto_register: a sink registers it.
@@ -33,9 +33,9 @@ class SchemaValues:
     def __repr__(self) -> str:
         return f"{self.kind}_values({self.registry or 'message=...'})"
 
-    def subject_of(self, topic: str) -> str:
-        """What the registry calls the schema of a topic's values."""
-        return self.subject or f"{topic}-value"
+    def subject_of(self, topic: str, part: Literal["key", "value"]) -> str:
+        """What the registry calls the schema of a topic's keys or values."""
+        return self.subject or f"{topic}-{part}"
 
 
 def avro_values(
@@ -45,16 +45,16 @@ def avro_values(
     subject: str | None = None,
     auto_register: bool = True,
 ) -> SchemaValues:
-    """Say that messages' values are Avro; needs ``pip install 'millstream[kafka-schemas]'``.
+    """Say that messages' values, or keys, are Avro; needs ``pip install 'millstream[kafka-schemas]'``.
 
     Args:
         registry: the URL of a schema registry, in which each message names its schema by an id, or settings for its
             client, ``{"url": "https://...", "basic.auth.user.info": "${env:REGISTRY_LOGIN}"}``. None: messages are
             not preceded by an id.
-        message: a schema, as a dict or JSON text: what a sink writes and a source reads as. None: a sink makes one of
-            its columns; a source has the latest version of the subject, or takes fields as they were written where
-            its ``schema=`` names the columns.
-        subject: what the registry calls the schema; None: ``TOPIC-value``, of the first topic.
+        message: a schema, as a dict, JSON text or a name such as "long": what a sink writes and a source reads as.
+            None: a sink makes one of its columns; a source has the latest version of the subject, or takes fields as
+            they were written where its ``schema=`` names the columns.
+        subject: what the registry calls the schema; None: ``TOPIC-value``, or ``TOPIC-key``, of the first topic.
         auto_register: a sink registers its schema when the job starts. Otherwise it must be there; without
             ``message`` it is the subject's latest version.
 
@@ -75,7 +75,7 @@ def protobuf_values(
     subject: str | None = None,
     auto_register: bool = True,
 ) -> SchemaValues:
-    """Say that messages' values are Protobuf; needs ``pip install 'millstream[kafka-schemas]'``.
+    """Say that messages' values, or keys, are Protobuf; needs ``pip install 'millstream[kafka-schemas]'``.
 
     Args:
         registry, subject, auto_register: as for ``avro_values``.

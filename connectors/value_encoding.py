@@ -1,16 +1,16 @@
-"""How a sink encodes values as Avro, Protobuf or CSV; what a registry has to say of it is settled at the start."""
+"""How a sink encodes values and keys: Avro, Protobuf, CSV. What a registry says of them is settled at the start."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv as arrow_csv
-from millstream.connectors.avro_messages import AvroValues
-from millstream.connectors.avro_types import avro_of, avro_schema
+from millstream.connectors.avro_messages import AvroValues, LoneAvroValues
+from millstream.connectors.avro_types import AvroSchema, avro_of, avro_of_column, avro_schema, is_record
 from millstream.connectors.csv_decoder import CsvDialect
 from millstream.connectors.file_formats import Csv
 from millstream.connectors.registered_messages import header
@@ -32,15 +32,17 @@ class ValueEncoder(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Encoding:
-    """What values are, and where their schema is.
+    """What values are, or keys, and where their schema is.
 
     Attributes:
         values: as users ask for it; None: CSV.
         subject: what the registry calls the schema.
+        lone: a single column needs no record around it, as in keys.
     """
 
     values: SchemaValues | None = None
     subject: str = ""
+    lone: bool = False
 
     def check(self, columns: pa.Schema) -> None:
         """Raise SchemaError if rows make no such values, as far as can be said without the registry."""
@@ -80,15 +82,23 @@ class Encoding:
 
     def _own(self, values: SchemaValues, columns: pa.Schema) -> Registered:
         if values.kind == "avro":
-            schema = avro_of(columns, self.subject) if values.message is None else avro_schema(values.message)
-            return Registered(0, "AVRO", json.dumps(schema, separators=(",", ":")))
+            return Registered(0, "AVRO", json.dumps(self._own_avro(values.message, columns), separators=(",", ":")))
         from millstream.connectors.protobuf_format import own_message
 
         return own_message(columns, self.subject, values.message)
 
+    def _own_avro(self, message: Any, columns: pa.Schema) -> AvroSchema:
+        if message is not None:
+            return avro_schema(message)
+        if self.lone and len(columns) == 1:
+            return avro_of_column(columns.field(0), self.subject)
+        return avro_of(columns, self.subject)
+
     def _encoder(self, values: SchemaValues, columns: pa.Schema, schema: Registered, prefix: bytes) -> ValueEncoder:
         if values.kind == "avro":
-            return AvroValues(avro_text(schema), columns, avro_references(schema), prefix)
+            text = avro_text(schema)
+            made = LoneAvroValues if self.lone and not is_record(text) else AvroValues
+            return made(text, columns, avro_references(schema), prefix)
         from millstream.connectors.protobuf_format import message_encoder
 
         return message_encoder(schema, columns, values.message, prefix)

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 from millstream.connectors.avro_messages import AvroMessages
-from millstream.connectors.avro_types import arrow_schema, as_record, avro_schema, expanded
+from millstream.connectors.avro_types import arrow_schema, as_record, avro_schema, expanded, is_record
 from millstream.connectors.csv_decoder import CsvDialect
 from millstream.connectors.message_decoders import CsvMessages, JsonMessages, MessageDecoder, RawMessages
 from millstream.connectors.registered_messages import RegisteredMessages
@@ -65,6 +65,11 @@ class AvroFormat:
     reader: Any
     references: tuple[Any, ...] = ()
 
+    @property
+    def lone(self) -> bool:
+        """Whether what it is read as is no record, and so has no fields."""
+        return self.reader is not None and not is_record(self.reader)
+
     def decoder(self, columns: pa.Schema) -> MessageDecoder:
         """As ``ValueFormat.decoder``."""
         registry = self.registry
@@ -79,12 +84,12 @@ class AvroFormat:
         return RegisteredMessages(columns, of_id)
 
 
-def value_format(values: SchemaValues, topic: str, declared: pa.Schema | None) -> ValueFormat:
+def value_format(values: SchemaValues, subject: str, declared: pa.Schema | None) -> ValueFormat:
     """Return how Avro and Protobuf are decoded; if nothing else says what columns are, the latest schema is looked up.
 
     Args:
         values: as users ask for it.
-        topic: the subject is called after it.
+        subject: what the registry calls the schema.
         declared: the columns, if they are known.
 
     Raises:
@@ -97,7 +102,7 @@ def value_format(values: SchemaValues, topic: str, declared: pa.Schema | None) -
         raise JobError(f"{values.kind}_values() needs a registry, where the schemas of messages are, or message=")
     found = None
     if registry is not None and message is None and declared is None:
-        found = _latest(registry, values.subject_of(topic), serialized=values.kind == "protobuf")
+        found = _latest(registry, subject, serialized=values.kind == "protobuf")
     made: ValueFormat
     if values.kind == "protobuf":
         from millstream.connectors.protobuf_format import protobuf_format

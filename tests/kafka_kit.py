@@ -33,6 +33,13 @@ def run(source: Source, store: Path | None = None, parallelism: int = 1, **optio
     return out.rows()
 
 
+def letters_of(store: Path) -> list[dict[str, Any]]:
+    import duckdb
+
+    with duckdb.connect(str(store), read_only=True) as connection:
+        return connection.sql("select * from dead_letters order by epoch, number").arrow().read_all().to_pylist()
+
+
 @contextmanager
 def transaction(broker: Broker, name: str) -> Iterator[Producer]:
     producer = Producer({"bootstrap.servers": broker.address, "transactional.id": name})

@@ -13,7 +13,7 @@ import millstream as ms
 import pyarrow as pa
 import pytest
 from google.protobuf.duration_pb2 import Duration
-from kafka_kit import Running, run, until
+from kafka_kit import Running, letters_of, run, until
 from millstream.connectors.protobuf_format import own_message
 from millstream.connectors.protobuf_schemas import file_of, message_of
 from millstream.connectors.registered_messages import header
@@ -39,7 +39,8 @@ import millstream as ms
 
 job = ms.Job("avro")
 rows = job.read(ms.files("input/*.jsonl", name="rows"))
-rows.write(ms.kafka_sink({brokers!r}, {topic!r}, key="n", value=ms.avro_values({registry!r})))
+avro = ms.avro_values({registry!r})
+rows.write(ms.kafka_sink({brokers!r}, {topic!r}, key="n", key_as=avro, value=avro))
 """
 COLUMNS = {"id": int, "note": str, "day": "date32"}
 
@@ -339,10 +340,3 @@ def test_logins_stay_out_of_errors_and_of_what_is_shown(monkeypatch: pytest.Monk
     with pytest.raises(ms.JobError) as refused:
         ms.kafka_source("127.0.0.1:1", "orders", value=ms.avro_values({**settings, "no.such": "${env:LOGIN}"}))
     assert "secret" not in str(refused.value)
-
-
-def letters_of(store: Path) -> list[dict[str, Any]]:
-    import duckdb
-
-    with duckdb.connect(str(store), read_only=True) as connection:
-        return connection.sql("select * from dead_letters order by epoch, number").arrow().read_all().to_pylist()
