@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import importlib
 import importlib.util
+import ssl
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -23,6 +25,10 @@ _PASSING: Final = frozenset({408, 429, 500, 502, 503, 504})
 """HTTP statuses after which the same may succeed."""
 _UNKNOWN: Final = frozenset({40401, 40402, 40403})
 """Error codes of registries: there is no such subject, version, schema."""
+_TLS: Final = (
+    "See 'ssl.ca.location', the file with the authority that signed its certificate, and "
+    "'ssl.certificate.location' and 'ssl.key.location' if it wants to see one of the job's"
+)
 _DEFAULTS: Final = {"timeout": 10, "max.retries": 2, "retries.wait.ms": 200, "retries.max.wait.ms": 2000}
 
 
@@ -120,8 +126,9 @@ class Registry:
         return Registered(id_, schema.schema_type or "AVRO", schema.schema_str, referred)
 
     def _ask(self, what: str, question: Callable[[SchemaRegistryClient], Result]) -> Result:
-        from confluent_kafka.schema_registry.error import SchemaRegistryError
+        from confluent_kafka.schema_registry.error import OAuthTokenError, SchemaRegistryError
 
+        asking = f"schema registry {self.address}: asking for {what} failed"
         try:
             # No connection is kept: there is seldom more than one question.
             with self._client() as client:
@@ -130,15 +137,17 @@ class Registry:
             said = self.hide(f"{error.http_status_code} {error.error_message}")
             if error.error_code in _UNKNOWN:
                 raise UnknownSchema(said) from None
-            text = f"schema registry {self.address}: asking for {what} failed: {said}"
             if error.http_status_code in _PASSING:
-                raise ExternalError(f"{text}. It is tried again when the job restarts") from None
-            raise JobError(f"{text}. {_advice(error.http_status_code)}") from None
-        except _transport_errors() as error:
+                raise ExternalError(f"{asking}: {said}. It is tried again when the job restarts") from None
+            raise JobError(f"{asking}: {said}. {_advice(error.http_status_code)}") from None
+        except (*_transport_errors(), OAuthTokenError) as error:
             said = self.hide(f"{type(error).__name__}: {error}")
-            raise ExternalError(
-                f"schema registry {self.address}: asking for {what} failed: {said}. See that it runs and can be reached"
-            ) from None
+            if _is_refusal(error):
+                raise JobError(f"{asking}: {said}. {_TLS}") from None
+            raise ExternalError(f"{asking}: {said}. See that it runs and can be reached") from None
+        except ValueError as error:
+            said = self.hide(f"what it answers is no JSON: {error}")
+            raise JobError(f"{asking}: {said}. {_advice(404)}") from None
 
     def _client(self) -> SchemaRegistryClient:
         kind = registry_driver()
@@ -156,6 +165,7 @@ class Registry:
                 plain = _resolved(value)
                 secret = plain != value or any(word in key for word in ("user.info", "password", "secret", "token"))
                 found |= {plain, *plain.split(":", 1)[1:]} if secret else set()
+        found |= {base64.b64encode(secret.encode()).decode() for secret in found}  # as it is sent
         return sorted(filter(None, found), key=len, reverse=True)
 
     def _url(self) -> str:
@@ -197,6 +207,16 @@ def _transport_errors() -> tuple[type[BaseException], ...]:
         if importlib.util.find_spec(library) is not None:
             return (OSError, importlib.import_module(library).TransportError)
     return (OSError,)
+
+
+def _is_refusal(error: BaseException) -> bool:
+    """Whether one side finds fault with the other's certificate, or it is no TLS at all: that does not pass."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, ssl.SSLError):
+            return not isinstance(cause, ssl.SSLEOFError | ssl.SSLZeroReturnError | ssl.SSLSyscallError)
+        cause = cause.__cause__ or cause.__context__
+    return False
 
 
 def _schema(kind: str, text: str) -> Any:
