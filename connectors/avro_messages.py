@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from operator import itemgetter
-from typing import Any
+from typing import Any, Final
 
 import pyarrow as pa
+from millstream.connectors.avro_bounds import DECIMAL, AvroBounds, read_decimals
 from millstream.connectors.avro_types import (
     WRAPPED,
     AvroSchema,
@@ -22,6 +23,8 @@ from millstream.connectors.avro_types import (
 )
 from millstream.connectors.reading_plan import empty_batch, failing
 from millstream.engine.errors import DataError, JobError, SchemaError
+
+_SHARE_BYTES: Final = 4_000_000
 
 
 def avro_driver() -> Any:
@@ -67,7 +70,11 @@ class AvroMessages:
         writer = as_record(writer)
         written = expanded(writer, references)
         read = written if reader is None else expanded(as_record(reader))
-        self._writer = _parsed(writer, references)
+        names: dict[str, AvroSchema] = {}
+        self._writer = _parsed(writer, references, names, DECIMAL)
+        bounds = AvroBounds(self._writer, names)
+        self._bounds = bounds if bounds.needed else None
+        read_decimals()
         self._reader = None if reader is None and columns.names == list(arrow_fields(written)) else _part(read, columns)
         fields = arrow_fields(read)
         types = {name: _decoded_as(name, read, written) for name in columns.names if name in fields}
@@ -78,6 +85,15 @@ class AvroMessages:
 
     def decode(self, values: Sequence[bytes]) -> tuple[pa.RecordBatch, dict[int, str]]:
         """As ``MessageDecoder.decode``."""
+        batches: list[pa.RecordBatch] = []
+        bad: dict[int, str] = {}
+        for start, end in _shares(values):
+            unfit = self._decode(values[start:end], batches)
+            bad |= {start + place: problem for place, problem in unfit.items()}
+        return (pa.concat_batches(batches) if batches else empty_batch(self._schema)), bad
+
+    def _decode(self, values: Sequence[bytes], batches: list[pa.RecordBatch]) -> dict[int, str]:
+        """Add the rows of the good values to batches, and say what is wrong with the others."""
         read = avro_driver().schemaless_reader
         rows: list[Any] = []
         places: list[int] = []
@@ -85,6 +101,8 @@ class AvroMessages:
         for place, value in enumerate(values):
             stream = io.BytesIO(value)
             try:
+                if self._bounds is not None:
+                    self._bounds.check(value)
                 row = read(stream, self._writer, self._reader)
             except Exception as error:
                 bad[place] = f"this is not Avro of its schema: {type(error).__name__}: {error}"
@@ -94,9 +112,9 @@ class AvroMessages:
                 continue
             rows.append(row)
             places.append(place)
-        batches, unfit = failing(len(rows), lambda start, end: self._batch(rows[start:end]))
-        bad |= {places[index]: problem for index, problem in unfit.items()}
-        return (pa.concat_batches(batches) if batches else empty_batch(self._schema)), bad
+        found, unfit = failing(len(rows), lambda start, end: self._batch(rows[start:end]))
+        batches += found
+        return bad | {places[index]: problem for index, problem in unfit.items()}
 
     def _batch(self, rows: Sequence[Mapping[str, Any]]) -> pa.RecordBatch:
         arrays = []
@@ -203,18 +221,40 @@ class LoneAvroValues:
         return self._values.encode(rows.rename_columns([WRAPPED]))
 
 
-def _parsed(schema: AvroSchema, references: tuple[AvroSchema, ...]) -> AvroSchema:
+def _shares(values: Sequence[bytes]) -> Iterator[tuple[int, int]]:
+    """Cut values into shares of some megabytes: as Python's objects they take many times that.
+
+    >>> list(_shares([b"", bytes(5_000_000), b"", bytes(4_000_000), b"x"]))
+    [(0, 2), (2, 4), (4, 5)]
+    """
+    start = size = 0
+    for place, value in enumerate(values):
+        size += len(value)
+        if size >= _SHARE_BYTES:
+            yield start, place + 1
+            start, size = place + 1, 0
+    if start < len(values):
+        yield start, len(values)
+
+
+def _parsed(
+    schema: AvroSchema,
+    references: tuple[AvroSchema, ...],
+    names: dict[str, AvroSchema] | None = None,
+    decimal: str = "decimal",
+) -> AvroSchema:
+    """Parse a schema, and add the named types that it is made of."""
     fastavro = avro_driver()
-    names: dict[str, Any] = {}
+    names = {} if names is None else names
     for reference in references:
-        fastavro.parse_schema(bare(reference), named_schemas=names)
-    return fastavro.parse_schema(bare(schema), named_schemas=names)
+        fastavro.parse_schema(bare(reference, decimal), named_schemas=names)
+    return fastavro.parse_schema(bare(schema, decimal), named_schemas=names)
 
 
 def _part(record: AvroSchema, columns: pa.Schema) -> AvroSchema:
     """Return an expanded record with only these fields: others are passed over, not decoded."""
     fields = [field for field in record["fields"] if field["name"] in columns.names]
-    return avro_driver().parse_schema(bare(compact({**record, "fields": fields})))
+    return avro_driver().parse_schema(bare(compact({**record, "fields": fields}), DECIMAL))
 
 
 def _decoded_as(name: str, read: AvroSchema, written: AvroSchema) -> pa.DataType:

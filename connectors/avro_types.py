@@ -77,23 +77,29 @@ def as_record(schema: AvroSchema) -> AvroSchema:
     return {"type": "record", "name": "millstream.Wrapped", "fields": [{"name": WRAPPED, "type": schema}]}
 
 
-def bare(schema: AvroSchema) -> AvroSchema:
+def bare(schema: AvroSchema, decimal: str = "decimal") -> AvroSchema:
     """Return a schema without logical types other than decimals: Arrow takes the numbers themselves.
+
+    Args:
+        schema: any.
+        decimal: what the logical type of decimals is called afterwards.
 
     >>> bare({"type": "long", "logicalType": "timestamp-millis"})
     {'type': 'long'}
     """
     if isinstance(schema, list):
-        return [bare(branch) for branch in schema]
+        return [bare(branch, decimal) for branch in schema]
     if not isinstance(schema, dict):
         return schema
     kept = schema.get("logicalType") == "decimal"
     out = {key: value for key, value in schema.items() if kept or key not in ("logicalType", "precision", "scale")}
+    if kept:
+        out["logicalType"] = decimal
     for key in ("type", "items", "values"):
         if key in out:
-            out[key] = bare(out[key])
+            out[key] = bare(out[key], decimal)
     if "fields" in out:
-        out["fields"] = [{**field, "type": bare(field["type"])} for field in out["fields"]]
+        out["fields"] = [{**field, "type": bare(field["type"], decimal)} for field in out["fields"]]
     return out
 
 

@@ -62,8 +62,7 @@ def kafka_sink(  # noqa: PLR0913
             columns make a JSON object. None: messages have no key, and partitions take turns.
         key_as: ``avro_values(...)`` or ``protobuf_values(...)``: what keys are. None: text, bytes or JSON, as above.
         value: ``json``: a JSON object of the row; ``csv``: a record without header; ``raw``: the text or the bytes of
-            one column; or ``avro_values(...)`` or ``protobuf_values(...)``.
-        column: which one it is; None: ``value``.
+            ``column`` (None: ``value``); or ``avro_values(...)`` or ``protobuf_values(...)``.
         headers: from the name of a header to the column it comes from.
         timestamp: the column with messages' times; None: when they are sent.
         partition: the column that says which partition a row goes to.
@@ -84,14 +83,12 @@ def kafka_sink(  # noqa: PLR0913
     """
     keys = (key,) if isinstance(key, str) else tuple(key or ())
     _check_choices(topic, value, column, mode, delivery)
-    if mode == "upsert" and not (keys and delivery == "exactly_once"):
-        raise JobError("kafka_sink(): upserts need key= and delivery='exactly_once'")
-    size = byte_size(transaction_bytes)
+    _check_keys(keys, key_as, mode, delivery)
     kind, encoding = _encoding(topic, value)
-    of_key = _key_encoding(topic, keys, key_as)
+    of_key = None if key_as is None else Encoding(key_as, key_as.subject_of(topic, "key"), lone=True)
     shape = Shape(keys, kind, column or "value", dict(headers or {}), timestamp, partition, encoding, of_key)
     cluster = Brokers(brokers if isinstance(brokers, str) else ",".join(brokers), dict(settings or {}))
-    options = Options(mode, delivery, again, progress, size, micros(patience) / 1_000_000)
+    options = Options(mode, delivery, again, progress, byte_size(transaction_bytes), micros(patience) / 1e6)
     return KafkaSink(cluster, topic, shape, options, name or f"kafka:{topic}")
 
 
@@ -111,21 +108,20 @@ def _check_choices(topic: str, value: str | SchemaValues, column: str | None, mo
         raise JobError("kafka_sink(): the topic has no name")
 
 
+def _check_keys(keys: Sequence[str], key_as: object, mode: str | None, delivery: str) -> None:
+    if mode == "upsert" and not (keys and delivery == "exactly_once"):
+        raise JobError("kafka_sink(): upserts need key= and delivery='exactly_once'")
+    if key_as is not None and not isinstance(key_as, SchemaValues):
+        raise JobError(f"kafka_sink(): key_as must be avro_values(...) or protobuf_values(...), got {key_as!r}")
+    if key_as is not None and not keys:
+        raise JobError("kafka_sink(): key_as= says what keys are, and there are none: say of which columns, with key=")
+
+
 def _encoding(topic: str, value: str | SchemaValues) -> tuple[str, Encoding | None]:
     """Return the word for what values are, and how they are encoded if the word does not say it all."""
     if isinstance(value, SchemaValues):
         return value.kind, Encoding(value, value.subject_of(topic, "value"))
     return value, Encoding() if value == "csv" else None
-
-
-def _key_encoding(topic: str, keys: Sequence[str], key_as: SchemaValues | None) -> Encoding | None:
-    if key_as is None:
-        return None
-    if not isinstance(key_as, SchemaValues):
-        raise JobError(f"kafka_sink(): key_as must be avro_values(...) or protobuf_values(...), got {key_as!r}")
-    if not keys:
-        raise JobError("kafka_sink(): key_as= says what keys are, and there are none: say of which columns, with key=")
-    return Encoding(key_as, key_as.subject_of(topic, "key"), lone=True)
 
 
 @dataclass(frozen=True, slots=True)

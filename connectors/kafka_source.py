@@ -78,19 +78,17 @@ def kafka_source(  # noqa: PLR0913 - all but the first two by name
             ``value``; or ``avro_values(...)`` or ``protobuf_values(...)``.
         metadata: more columns: "key", "timestamp" (of the message, in UTC), "headers", "topic", "partition", "offset";
             as a list, or a mapping to the names the columns get, as in ``{"timestamp": "at"}``.
-        key: what keys are: "binary", "string" (UTF-8), or "int32" and "int64" as Kafka's serializers write them; or
-            ``avro_values(...)`` or ``protobuf_values(...)``, whose fields make a struct.
+        key: what keys are: "binary", "string", or "int32" and "int64" as Kafka has them; or as for ``value``, a struct.
         start: where a job without a checkpoint begins: "earliest", "latest" or a time (UTC if it has no zone).
         bounded: end where the partitions end when the job begins.
         tombstones: what becomes of messages without a value: "keep" makes a row with nulls, "skip" passes them over.
         on_error: what becomes of a message that does not fit: "fail" stops the job with its place; "dead_letter"
             puts it aside in the store (table ``dead_letters``), with its place and its bytes, and goes on.
-        on_lost: what to do when the broker has removed messages before they were read: "fail" stops the job with
-            the lost offsets; "earliest" goes on with the first message there is, and a dead letter says what was lost.
+        on_lost: where the broker has removed unread messages: "fail" stops the job; "earliest" leaves a dead letter.
         group: a consumer group, whose offsets follow the checkpoints, for tools that show lag. Nothing is read by it.
         settings: for librdkafka, such as ``{"security.protocol": "SASL_SSL", "sasl.password": "${env:SECRET}"}``.
         name: how plans and logs call it; otherwise the topics.
-        delimiter, quote, null_values: how CSV is written, as for ``files``.
+        delimiter, quote, null_values: of CSV, as for ``files``.
 
     Raises:
         JobError, ExternalError: the options contradict each other, or the client library or registry is not there.
@@ -104,8 +102,8 @@ def kafka_source(  # noqa: PLR0913 - all but the first two by name
     values = _values(called, value, schema, CsvDialect(delimiter, quote, False, tuple(null_values)), topics[0])
     kinds = _metadata_columns(called, metadata, values.fields)
     keys = _keys(called, key, kinds, topics[0])
-    client = _Client(*_reached(called, brokers, settings or {}), topics, group, called, start, bounded)
     columns = _columns(values.fields, kinds, keys.type)
+    client = _Client(*_reached(called, brokers, settings or {}), topics, group, called, start, bounded)
     return KafkaSource(called, topics, columns, kinds, values, keys, tombstones, on_error, on_lost, client)
 
 

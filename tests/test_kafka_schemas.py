@@ -227,9 +227,12 @@ def test_poison_is_put_aside_with_its_place_and_bytes(kafka: Broker, registry: R
     topic = kafka.create("orders")
     id_ = registry.register(f"{topic}-value", ORDER)
     good = header(id_) + avro(ORDER, {"id": 1, "note": None, "price": Decimal(1)})
+    nulls = {"name": "none", "type": {"type": "array", "items": "null"}}
+    bomb = registry.register(f"{topic}-value", {**ORDER, "fields": [nulls, *ORDER["fields"]]})
     poison = [b"\x01" + good[1:], header(9_999) + good[5:], good[:-1], good + b"\x00", b"", b'{"id": 1}']
+    poison.append(header(bomb) + b"\x80\xa8\xd6\xb9\x07\0" + good[5:])
     kafka.produce(topic, *({"value": value} for value in [good, *poison, good]))
-    options = {"value": ms.avro_values(registry.url), "bounded": True}
+    options = {"value": ms.avro_values(registry.url, message=ORDER), "bounded": True}
 
     with pytest.raises(ms.DataError, match="offset 1: expected a message that begins with a zero byte"):
         run(ms.kafka_source(kafka.address, topic, **options))
@@ -243,6 +246,7 @@ def test_poison_is_put_aside_with_its_place_and_bytes(kafka: Broker, registry: R
         (f"{topic}/0", f"offset {place}", value) for place, value in enumerate(poison, 1)
     ]
     assert "the registry knows no schema 9999" in letters[1]["error"]
+    assert "lists of 1000000000 items that take no bytes" in letters[6]["error"]
 
 
 # -- the registry is away --------------------------------------------------------------------------------------------
