@@ -231,6 +231,8 @@ class GroupedStream:
         schema: Schema | None = None,
         ttl: Duration | None = None,
         side_outputs: Mapping[str, Schema] | None = None,
+        changes: bool = False,
+        retracts: bool = False,
         name: str | None = None,
     ) -> ProcessedStream:
         """Run Python code over the rows of each key, with state that survives, timers and side outputs.
@@ -245,10 +247,13 @@ class GroupedStream:
             ttl: for functions: the dict of a key is forgotten so long after its last row.
             side_outputs: for functions: schemas of further streams, by name; ``ctx.emit("name", {...})`` fills them,
                 and ``.side("name")`` of the result reads them.
+            changes: the stream is a changelog, and the code looks at ``ctx.weight``: 1 for a row that comes, -1 for one
+                that is taken back.
+            retracts: the result is a changelog: ``ctx.retract(row)`` takes back a row that was yielded.
             name: names the operator.
 
         Raises:
-            JobError: the code is not as it must be; the message says what to write.
+            JobError: the code is not as it must be, or the stream is a changelog and ``changes`` is not said.
             SchemaError: the schema has types that are none.
 
         >>> import millstream as ms
@@ -273,6 +278,8 @@ class GroupedStream:
             schema=schema,
             ttl=ttl,
             side_outputs=side_outputs,
+            changes=changes,
+            retracts=retracts,
             name=name,
         )
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import pyarrow as pa
+from millstream.engine.changelog import is_changelog
 from millstream.engine.errors import JobError, SchemaError
 from millstream.engine.expression import Expr
 from millstream.engine.expression_types import Schema
@@ -15,6 +16,7 @@ from millstream.operators.process import (
     Code,
     Process,
     ProcessSpec,
+    check_changes,
     class_of,
     process_from_function,
     process_of,
@@ -53,9 +55,17 @@ def processed(  # noqa: PLR0913 - all by name
     schema: Schema | None,
     ttl: Duration | None,
     side_outputs: Mapping[str, Schema] | None,
+    changes: bool,
+    retracts: bool,
     name: str | None,
 ) -> ProcessedStream:
     """See ``GroupedStream.process``."""
+    if is_changelog(graph.schema(edge)) and not changes:
+        raise JobError(
+            "process(): the stream is a changelog, whose rows may be taken back: write process(..., changes=True) and "
+            "look at ctx.weight (1: the row comes, -1: it is taken back); or put .changes() before it to get the "
+            "weight as a column, or .final() to see what is left when a bounded input has ended"
+        )
     if isinstance(class_of(code), type) or isinstance(code, Process):
         if ttl is not None or side_outputs is not None:
             raise JobError(
@@ -71,7 +81,8 @@ def processed(  # noqa: PLR0913 - all by name
             raise JobError("process(side_outputs=...): 'main' is the name of the result; give it another name")
         checked = process_from_function(code, ttl, sides)
     cls = class_of(checked)
-    spec = ProcessSpec(keys, checked, schema_for(cls, schema), time)
+    check_changes(cls, changes=changes, retracts=retracts)
+    spec = ProcessSpec(keys, checked, schema_for(cls, schema), time, changes, retracts)
     try:
         node = graph.operator(spec, [edge], name)
     except SchemaError as error:

@@ -6,6 +6,7 @@ which each row occurs as often as its weights sum to. They travel in a last colu
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Final
 
 import numpy as np
@@ -52,3 +53,23 @@ def weights_of(batch: pa.RecordBatch) -> Ints:
     if not is_changelog(batch.schema):
         return np.ones(batch.num_rows, np.int64)
     return np.asarray(batch.column(WEIGHT).to_numpy(zero_copy_only=False), np.int64)
+
+
+def single_changes(batch: pa.RecordBatch, most: int) -> Iterator[pa.RecordBatch]:
+    """Yield a batch of a changelog in parts of at most ``most`` rows, in which every weight is 1 or -1.
+
+    A row whose weight is n is there n times.
+
+    >>> batch = pa.record_batch({"a": [7, 8], WEIGHT: [2, -1]})
+    >>> [part.to_pydict() for part in single_changes(batch, 10)]
+    [{'a': [7, 7, 8], '$weight': [1, 1, -1]}]
+    """
+    weights = weights_of(batch)
+    ends = np.cumsum(np.abs(weights))
+    if bool((np.abs(weights) == 1).all()):
+        yield from (batch.slice(first, most) for first in range(0, batch.num_rows, most))
+        return
+    for first in range(0, int(ends[-1]), most):
+        rows = np.searchsorted(ends, np.arange(first, min(first + most, int(ends[-1]))), side="right")
+        columns = [column.take(pa.array(rows)) for column in batch.select(unweighted(batch.schema).names).columns]
+        yield pa.RecordBatch.from_arrays([*columns, pa.array(np.sign(weights[rows]))], schema=batch.schema)

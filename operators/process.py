@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import dis
 import functools
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeAlias
 
 import pyarrow as pa
+from millstream.engine.changelog import is_changelog, weighted
 from millstream.engine.codes import form_of, plain_type
 from millstream.engine.errors import JobError
 from millstream.engine.expression import Expr
@@ -20,6 +19,7 @@ from millstream.engine.state import DELETED, StateTable
 from millstream.engine.time import Duration
 from millstream.operators.column_reads import columns_read
 from millstream.operators.event_time import TIME_TYPE
+from millstream.operators.process_code import looks_at, says
 from millstream.operators.process_states import EVENT, PROCESSING, SideOutput, State, ValueState
 from millstream.operators.python import check_function, function_name, function_place, shown_schema
 from millstream.operators.windowed import check_columns, check_time, distinct_names
@@ -100,7 +100,7 @@ def process_of(code: Any) -> Code:
         raise JobError(f"{cls.__qualname__} has no on_row(self, row, ctx), which process() calls for each row")
     _check_method(cls, "on_row", "row")
     _check_method(cls, "on_timer", "time")
-    if cls.on_timer is Process.on_timer and _sets_timers(cls.on_row):
+    if cls.on_timer is Process.on_timer and says(cls.on_row, "timer"):
         raise JobError(
             f"{cls.__qualname__}.on_row() sets a timer, and there is no method to call then: write "
             "def on_timer(self, time, ctx)"
@@ -124,27 +124,6 @@ def _check_method(cls: type[Process], name: str, first: str) -> None:
     if not inspect.isfunction(method):
         raise JobError(f"{cls.__qualname__}.{name} must be a plain method: def {name}(self, {first}, ctx)")
     check_function(method, "process()", 3, f"self, {first} and ctx, as in def {name}(self, {first}, ctx)")
-
-
-def _sets_timers(function: Callable[..., Any], argument: int = 2) -> bool:
-    """Whether a function says ``ctx.timer`` where its code leaves no doubt; other ways are found when it runs."""
-    code = getattr(function, "__code__", None)
-    if code is None or argument >= code.co_argcount:
-        return False
-    ctx = code.co_varnames[argument]
-    steps = [step for step in dis.get_instructions(code) if step.opname not in {"CACHE", "EXTENDED_ARG"}]
-    return any(
-        after.argval == "timer"
-        and before.opname.startswith("LOAD_FAST")
-        and ctx in (before.argval, *_last(before.argval))
-        for before, after in pairwise(steps)
-        if after.opname in {"LOAD_ATTR", "LOAD_METHOD"}
-    )
-
-
-def _last(loaded: Any) -> tuple[Any, ...]:
-    """Newer Pythons load two variables at once; an attribute is then that of the second."""
-    return loaded[-1:] if isinstance(loaded, tuple) else ()
 
 
 def _check_names(cls: type[Process]) -> None:
@@ -177,6 +156,25 @@ def _declared(cls: type[Process], kind: type[Any]) -> dict[str, Any]:
     return {name: value for name, value in found.items() if isinstance(value, kind)}
 
 
+def check_changes(cls: type[Process], *, changes: bool, retracts: bool) -> None:
+    """Raise JobError if the code plainly ignores the weights of a changelog, or takes rows back that are to stay."""
+    on_row = vars(cls)["function"].__func__ if "function" in vars(cls) else cls.on_row
+    if changes and not looks_at(on_row):
+        form = (
+            "def on_row(self, row, ctx)" if on_row is cls.on_row else "a function of three arguments, row, state, ctx"
+        )
+        raise JobError(
+            f"process(changes=True): {cls.__qualname__} does not look at ctx.weight, and so would take a row that is "
+            f"taken back for one more: write {form}, and undo what a row has done where ctx.weight is -1"
+        )
+    for method in (on_row, cls.on_timer):
+        if not retracts and says(method, "retract"):
+            raise JobError(
+                f"process(): {cls.__qualname__} says ctx.retract(...), which takes rows of the result back: write "
+                "process(..., retracts=True), which makes the result a changelog"
+            )
+
+
 def process_from_function(
     fn: Callable[..., Any], ttl: Duration | None, side_outputs: Mapping[str, SideOutput]
 ) -> type[Process]:
@@ -193,7 +191,7 @@ def process_from_function(
         check_function(fn, "process()", 2, takes)
         with_context = False
 
-    if with_context and _sets_timers(fn):
+    if with_context and says(fn, "timer"):
         raise JobError(
             f"process(): {function_name(fn)} sets a timer, and a function has no on_timer(): write a class derived "
             "from ms.Process, with on_row(self, row, ctx) and on_timer(self, time, ctx)"
@@ -235,12 +233,16 @@ class ProcessSpec(OperatorSpec):
         code: a subclass of ``Process``, or one with arguments.
         schema: of the result.
         time: the event time of a row; None if the stream has none.
+        changes: whether the code takes a changelog, and looks at the weight of each row.
+        retracts: whether the code takes back what it has made: the result is a changelog then.
     """
 
     keys: tuple[str, ...]
     code: Code
     schema: pa.Schema
     time: Expr | None = None
+    changes: bool = False
+    retracts: bool = False
 
     def __post_init__(self) -> None:
         for name, state in self.states.items():
@@ -280,7 +282,7 @@ class ProcessSpec(OperatorSpec):
         sides = "".join(f", {name}({shown_schema(side.schema)})" for name, side in self.sides.items())
         return (
             f"process({self.cls.__module__}.{self.cls.__qualname__}, keys={self.keys!r}, time={self.time}, "
-            f"{shown_schema(self.schema)}{sides})"
+            f"{shown_schema(self.schema)}{sides}{', retracts' if self.retracts else ''})"
         )
 
     def describe(self) -> str:
@@ -295,12 +297,17 @@ class ProcessSpec(OperatorSpec):
     def output_schemas(self, inputs: Sequence[pa.Schema]) -> Mapping[str, pa.Schema]:
         """The result and the side outputs. Raises SchemaError when the input does not fit."""
         (schema,) = inputs
+        if self.changes and not is_changelog(schema):
+            raise JobError(
+                "process(changes=True) is for changelogs; no row of this stream is ever taken back: leave it out"
+            )
         check_columns(self.keys, schema, "key")
         for key in self.keys:
             form_of(schema.field(key).type, f"key column {key!r}")
         if self.time is not None:
             check_time(self.time, schema)
-        return {MAIN: self.schema, **{name: side.schema for name, side in self.sides.items()}}
+        made = weighted(self.schema) if self.retracts else self.schema
+        return {MAIN: made, **{name: side.schema for name, side in self.sides.items()}}
 
     def state_tables(self, inputs: Sequence[pa.Schema]) -> tuple[StateTable, ...]:
         """A row for each value and entry, and one for each timer."""
@@ -330,6 +337,11 @@ class ProcessSpec(OperatorSpec):
         names, read = frozenset(inputs[0].names), self.reads
         time = frozenset() if self.time is None else self.time.columns()
         return [names if read is None else frozenset(self.keys) | time | (names & read)]
+
+    @property
+    def takes_changelog(self) -> bool:
+        """Only if the code looks at weights: nobody can undo for it what it has done with a row."""
+        return self.changes
 
     @property
     def uses_event_time(self) -> bool:

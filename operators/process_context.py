@@ -58,6 +58,8 @@ class ProcessContext:
 
     Attributes:
         name: of the timer; "" for one without a name, and for rows.
+        weight: of the row, if the stream is a changelog: 1 when it comes, -1 when it is taken back; n equal rows are
+            n calls. 1 for all other rows, and for timers.
         ended: whether the input has ended; timers that are still set then fire all at once.
     """
 
@@ -67,6 +69,7 @@ class ProcessContext:
         timers: Mapping[str, Timers],
         times: Mapping[str, Times],
         emit: Callable[[str, Any], None],
+        retract: Callable[[Any], None],
         put: Callable[[str, Any, Duration], None],
         key: Callable[[], Any],
     ) -> None:
@@ -74,9 +77,11 @@ class ProcessContext:
         self._timers = timers
         self._times = times
         self._emit = emit
+        self._retract = retract
         self._put = put
         self._key = key
         self.name = ""
+        self.weight = 1
         self.ended = False
         self.firing: tuple[str, int] | None = None  # clock and time of the timer whose turn it is
         self.overdue = False  # whether a timer was set that is due already
@@ -118,6 +123,17 @@ class ProcessContext:
             row: a dict with exactly the columns of its schema.
         """
         self._emit(output, row)
+
+    def retract(self, row: dict[str, Any]) -> None:
+        """Take a row of the result back, with ``process(..., retracts=True)``; what is yielded next comes after it.
+
+        Args:
+            row: a dict as it was yielded, with the same values in all columns.
+
+        Raises:
+            JobError: the rows of the result are to stay.
+        """
+        self._retract(row)
 
     def put(self, state: str, value: Any, *, ttl: Duration) -> None:
         """Set a value state of this key, to live exactly so long; maps and lists take ``ttl=`` themselves.

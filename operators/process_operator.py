@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Iterable, Mapping
 from types import GeneratorType
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import pyarrow as pa
+from millstream.engine.changelog import is_changelog, single_changes, unweighted, weights_of
 from millstream.engine.codes import Ints
 from millstream.engine.errors import JobError, MillstreamError, StateMismatch, UserCodeError
 from millstream.engine.expression_types import shown_scalar
@@ -22,12 +24,13 @@ from millstream.operators.process import STATE, TIMERS, Process, user_place
 from millstream.operators.process_cells import At, Cells, Unkept, lifetime
 from millstream.operators.process_context import ProcessContext, Times
 from millstream.operators.process_entries import EntryCells
+from millstream.operators.process_made import MadeRows, Misfit, Origin
 from millstream.operators.process_states import EVENT, PROCESSING, ListState, MapState, ValueState
 from millstream.operators.process_tables import KeyedTable
 from millstream.operators.process_timers import Timers
 from millstream.operators.process_values import ValueCells
-from millstream.operators.process_views import KeyedList, KeyedMap, detached
-from millstream.operators.python_rows import MOST_ROWS, BadRow, RowCollector, rows_as_dicts, shown, shown_row, values_of
+from millstream.operators.process_views import KeyedList, KeyedMap
+from millstream.operators.python_rows import MOST_ROWS, rows_as_dicts, shown, shown_row, values_of
 
 if TYPE_CHECKING:
     from millstream.operators.process import ProcessSpec
@@ -37,34 +40,6 @@ _RUN: Final = 4_096  # timers whose keys are looked up together
 _LEAST: Final = 1_024
 _SPARE_TIMERS: Final = 100_000
 _EACH: Final = 100
-
-
-_Origin: TypeAlias = int | tuple[str, int, Any]
-"""What a row was made for: the number of a row of the batch; or clock, time and key of a timer."""
-
-
-class _Made:
-    """The rows of one port that are not emitted yet, and what each was made for."""
-
-    def __init__(self, schema: pa.Schema) -> None:
-        self.collector = RowCollector(schema, "yield")
-        self.rows: list[Any] = []
-        self.origins: list[_Origin] = []
-        self.keep = self._keeper(nested=any(pa.types.is_nested(type) for type in schema.types))
-
-    def _keeper(self, *, nested: bool) -> Callable[[Any, _Origin], None]:
-        """Return what takes a row as it is now: the dict, and lists in it, may be state, which later rows change."""
-        add, note = self.rows.append, self.origins.append
-
-        def keep(row: Any, origin: _Origin) -> None:
-            add(row.copy() if row.__class__ is dict else row)
-            note(origin)
-
-        def keep_nested(row: Any, origin: _Origin) -> None:
-            add(detached(row))
-            note(origin)
-
-        return keep_nested if nested else keep
 
 
 class ProcessOperator(Operator):
@@ -89,14 +64,16 @@ class ProcessOperator(Operator):
         self._reached = {EVENT: START_OF_TIME, PROCESSING: START_OF_TIME}  # timers up to here are due
         self._ended_with = 0
         self._fired_after_end = 0
-        self._made = {port: _Made(schema) for port, schema in spec.output_schemas([schema]).items()}
+        self._made = {port: MadeRows(schema) for port, schema in spec.output_schemas([schema]).items()}
         self._tables = {name: KeyedTable(table, len(spec.keys)) for name, table in tables.items()}
         self._slots = 0
         self._crowded = _LEAST
         self._batch: pa.RecordBatch | None = None
         self._row_keys: list[Any] | None = None
-        self._origin: _Origin = 0
-        self._context = ProcessContext(self._at, self._timers, self._times, self._emit_beside, self._put_for, self._key)
+        self._origin: Origin = 0
+        self._context = ProcessContext(
+            self._at, self._timers, self._times, self._emit_beside, self._retract, self._put_for, self._key
+        )
         self._code = self._make_code()
         self._own: frozenset[str] = frozenset()
 
@@ -157,15 +134,22 @@ class ProcessOperator(Operator):
     # -- rows --------------------------------------------------------------------------------------------------
 
     def process(self, batch: pa.RecordBatch, out: Output) -> None:
-        """Call ``on_row`` for each row, in order."""
+        """Call ``on_row`` for each row, in order; of a changelog for each change of one row."""
+        if not is_changelog(batch.schema):
+            self._process(batch, itertools.repeat(1, batch.num_rows), out)
+            return
+        for part in single_changes(batch, MOST_ROWS):
+            self._process(part.select(unweighted(part.schema).names), weights_of(part).tolist(), out)
+
+    def _process(self, batch: pa.RecordBatch, weights: Iterable[int], out: Output) -> None:
         slots = self._index.slots([batch.column(key) for key in self._spec.keys], batch.num_rows)
         self._grow()
         names = [name for name in batch.schema.names if self._reads is None or name in self._reads]
         self._batch, self._row_keys = batch, None
         at, context, on_row, made = self._at, self._context, self._code.on_row, self._made[MAIN]
         keep = made.keep
-        rows = zip(rows_as_dicts(batch, names), slots.tolist(), self._moments(batch), strict=True)
-        for index, (row, at.slot, at.moment) in enumerate(rows):
+        rows = zip(rows_as_dicts(batch, names), slots.tolist(), self._moments(batch), weights, strict=True)
+        for index, (row, at.slot, at.moment, context.weight) in enumerate(rows):
             self._origin = index
             try:
                 results = on_row(row, context)
@@ -209,6 +193,14 @@ class ProcessOperator(Operator):
             )
         made.keep(row, self._origin)
 
+    def _retract(self, row: Any) -> None:
+        if not self._spec.retracts:
+            raise JobError(
+                "ctx.retract() takes back a row of the result, whose rows are to stay: write process(..., "
+                "retracts=True), which makes the result a changelog"
+            )
+        self._made[MAIN].retract(row, self._origin)
+
     def _put_for(self, state: str, value: Any, ttl: Duration) -> None:
         cells = self._cells.get(state)
         if not isinstance(cells, ValueCells):
@@ -221,17 +213,12 @@ class ProcessOperator(Operator):
 
     def _flush(self, out: Output) -> None:
         for port, made in self._made.items():
-            if not made.rows:
-                continue
-            for first in range(0, len(made.rows), MOST_ROWS):
-                try:
-                    batch = made.collector.batch(made.rows[first : first + MOST_ROWS])
-                except BadRow as bad:
-                    where = "" if port == MAIN else f" for ctx.emit({port!r}, ...)"
-                    raise self._blamed_for(f"{bad}{where}", made.origins[first + bad.index]) from None
-                out.emit(batch, port)
-            made.rows.clear()
-            made.origins.clear()
+            try:
+                for batch in made.batches() if made.rows else ():
+                    out.emit(batch, port)
+            except Misfit as misfit:
+                where = "" if port == MAIN else f" for ctx.emit({port!r}, ...)"
+                raise self._blamed_for(f"{misfit}{where}", misfit.origin) from None
 
     # -- timers ------------------------------------------------------------------------------------------------
 
@@ -264,7 +251,8 @@ class ProcessOperator(Operator):
     def _fire(self) -> None:
         """Fire what is due, in the order of times; those of event time come first."""
         at, context = self._at, self._context
-        slot, moment = at.slot, at.moment
+        slot, moment, weight = at.slot, at.moment, context.weight
+        context.weight = 1
         while True:
             context.overdue = False
             for clock, timers in self._timers.items():
@@ -275,7 +263,7 @@ class ProcessOperator(Operator):
             else:
                 break
         context.firing, context.name = None, ""
-        at.slot, at.moment = slot, moment
+        at.slot, at.moment, context.weight = slot, moment, weight
 
     def _fire_some(self, timers: Timers, clock: str) -> None:
         """Fire the first timers that are due, until one sets another that comes before the next."""
@@ -370,11 +358,11 @@ class ProcessOperator(Operator):
     def _blamed(self, what: str, method: str) -> UserCodeError:
         return UserCodeError(f"{user_place(self._cls, method)} {what}; {self._shown_origin(self._origin)}")
 
-    def _blamed_for(self, what: str, origin: _Origin) -> UserCodeError:
+    def _blamed_for(self, what: str, origin: Origin) -> UserCodeError:
         method = "on_row" if isinstance(origin, int) else "on_timer"
         return UserCodeError(f"{user_place(self._cls, method)} {what}; {self._shown_origin(origin)}")
 
-    def _shown_origin(self, origin: _Origin) -> str:
+    def _shown_origin(self, origin: Origin) -> str:
         if isinstance(origin, tuple):
             clock, time, key = origin
             return f"the timer is that of {self._shown_key(key)} at {self._times[clock].datetime(time)}"
