@@ -196,9 +196,9 @@ class Joins:
     ) -> Stream:
         """Bring each row together with the rows that something outside has for its key at this moment.
 
-        A service or database is asked for the distinct keys of a batch at once. What it answers is not part of the
-        checkpoint: rows that are processed again after a crash are looked up again, and may then get another answer.
-        Each row still has its effect exactly once, with one of the answers.
+        A service or database is asked for the distinct keys of a batch at once. A row that is processed again after a
+        crash is looked up again, and may get another answer; it has its effect exactly once, with one of them. Of a
+        changelog the checkpoint holds what each row that is there was answered, and that is taken back with it.
 
         Args:
             table: ``ms.duckdb_table("ref.duckdb", "customers")``, or a function that takes distinct keys as a
@@ -217,7 +217,7 @@ class Joins:
             name: names the operator.
 
         Returns:
-            The columns of both, with the event time of the stream.
+            The columns of both, with the event time of the stream; a changelog, if that is one.
 
         Raises:
             JobError: what is asked for does not go together.

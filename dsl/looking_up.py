@@ -43,12 +43,6 @@ class LookingUp:
         """Add the operator to the graph; return what comes out of it."""
         if on_error not in {"fail", "dead_letter"}:
             raise JobError(f"lookup(): on_error is 'fail' or 'dead_letter', got {on_error!r}")
-        if self.left.is_changelog:
-            raise JobError(
-                "lookup(): the stream is a changelog, and when a row is taken back the answer may be another than when "
-                "it came. Look up before, where rows stand; or join_table() with a table, which does not change; or "
-                "put .changes() or .final() before it"
-            )
         keys = key_pairs(self.on, "lookup")
         left = self.left.schema
         check_columns(left, [key for key, _ in keys], "lookup()")
@@ -66,6 +60,7 @@ class LookingUp:
             cache_keys=cache_keys,
             keeps=on_error == "dead_letter",
             time=self.left._time,
+            changes=self.left.is_changelog,
         )
         node = self.left._graph.operator(spec, [self.left._edge], name)
         return Stream(self.left._graph, Edge(node.id), self.left._time)
