@@ -430,6 +430,7 @@ class WindowedStream:
     ) -> WindowResult:
         """Keep the best ``n`` rows of each key and window, whole, when the window closes.
 
+        With ``window(early=)`` or ``late="correct"`` they are a changelog: rows come to the top and leave it again.
         In windows that overlap, and in sessions, each row gets ``window_start`` and ``window_end``, and the event time
         of the result is the last instant of its window.
 
@@ -443,9 +444,7 @@ class WindowedStream:
         ranks = ranks_of(n, by, descending)
         if self._time is None:
             raise JobError("top() works in windows of event time only: leave time='processing' out")
-        if self._updates is not None:
-            raise JobError("top() waits for its windows to close: leave window(early=, late='correct') out")
-        spec = WindowTop(self._keys, self._window, ranks, n, ties, self._time, self._lateness)
+        spec = WindowTop(self._keys, self._window, ranks, n, ties, self._time, self._lateness, None, self._updates)
         node = self._graph.operator(spec, [self._edge], name)
         time = self._time if isinstance(self._window, OneWindow) else _LAST_INSTANT
         return WindowResult(self._graph, Edge(node.id), time, Edge(node.id, LATE), self._time)

@@ -100,17 +100,21 @@ class _ConsolidateOperator(Operator):
 
     def _net(self) -> pa.RecordBatch:
         (batch,) = pa.Table.from_batches(self._held, self._schema).combine_chunks().to_batches()
-        rows, weights = _net(batch.select(unweighted(self._schema).names), weights_of(batch))
+        rows, weights = net_rows(batch.select(unweighted(self._schema).names).columns, weights_of(batch))
         columns = [*(batch.column(name).take(pa.array(rows)) for name in batch.schema.names if name != WEIGHT)]
         return pa.record_batch([*columns, pa.array(weights)], schema=self._schema)
 
 
-def _net(rows: pa.RecordBatch, weights: Ints) -> tuple[Ints, Ints]:
-    """Return one row of each kind of which something remains, and how much; what is taken back first."""
+def net_rows(columns: Sequence[pa.Array], weights: Ints) -> tuple[Ints, Ints]:
+    """Return one row of each kind of which something remains, and how much; what is taken back first.
+
+    Args:
+        columns: of the rows, at least one, each comparable and of shape (rows,).
+    """
     import numpy as np
     from millstream.operators.row_numbers import row_numbers
 
-    numbers = row_numbers(rows.columns, rows.num_rows)
+    numbers = row_numbers(columns, len(weights))
     kinds = int(numbers.max(initial=-1)) + 1
     first = np.empty(kinds, np.int64)
     first[numbers[::-1]] = np.arange(len(numbers))[::-1]

@@ -99,7 +99,7 @@ class Top(OperatorSpec):
         if self.rank in rows.names:
             raise SchemaError(f"the rank of a row cannot be called {self.rank!r}: there is such a column already")
         if is_changelog(schema):
-            _check_findable(rows)
+            check_findable(rows)
         fields = [_plain(field) for field in rows if self._makes(field.name)]
         if self.rank is not None and self._makes(self.rank):
             fields.append(pa.field(self.rank, pa.int64()))
@@ -182,7 +182,8 @@ class TopCombiner(OperatorSpec):
         return CombinerOperator(self.top, inputs[0])
 
 
-def _check_findable(rows: pa.Schema) -> None:
+def check_findable(rows: pa.Schema) -> None:
+    """Raise SchemaError unless rows can be found by their values."""
     for field in rows:
         form_of(field.type, f"column {field.name!r} of a changelog to rank, whose rows are found by their values,")
     if len(rows) > MOST_COLUMNS:

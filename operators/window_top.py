@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 import pyarrow as pa
+from millstream.engine.changelog import is_changelog, unweighted, weighted
 from millstream.engine.codes import form_of, plain_type
 from millstream.engine.errors import JobError, SchemaError
 from millstream.engine.expression import Expr, col
@@ -15,8 +16,10 @@ from millstream.engine.state import DELETED, StateTable
 from millstream.engine.time import show_duration
 from millstream.operators.event_time import TIME_TYPE
 from millstream.operators.session_window import SessionWindow
+from millstream.operators.top import check_findable
 from millstream.operators.top_rows import TopRows
 from millstream.operators.window_aggregate import WINDOW_END, WINDOW_START, WindowAggregate
+from millstream.operators.window_updates import Updates
 from millstream.operators.windowed import LATE, check_columns, check_time, distinct_names
 from millstream.operators.windows import OneWindow, Window
 
@@ -34,6 +37,10 @@ class WindowTop(OperatorSpec):
     window, within a window by the order in which keys first came, within a key best first. Where windows may overlap
     (all but ``OneWindow``) a row does not tell which one it is of: then ``window_start`` and ``window_end`` follow.
 
+    The input may be a changelog, as that of ``WindowAggregate``: then all rows of open windows are kept, with all their
+    columns, since any may be among the best when the window closes. Equal rows have no order of arrival there: the
+    least by its columns is better.
+
     Attributes:
         keys: the columns that name a group; none means one group per window.
         by: (expression, whether the greatest comes first), the most important first; nulls rank last, NaN is the
@@ -43,6 +50,8 @@ class WindowTop(OperatorSpec):
         time: the event time of a row: a timestamp, or int64 microseconds.
         lateness: how long a window stays open after its end, microseconds.
         columns: the output columns, in order; None: all of the input's.
+        updates: when results are shown that may still change; the output is then a changelog of rows that come to the
+            top and leave it. None: there are none.
         keep: put out only those of ``columns`` that are in here, since nobody wants the others; None: all.
     """
 
@@ -54,6 +63,7 @@ class WindowTop(OperatorSpec):
     time: Expr
     lateness: int = 0
     columns: tuple[str, ...] | None = None
+    updates: Updates | None = None
     keep: frozenset[str] | None = None
 
     def __post_init__(self) -> None:
@@ -72,9 +82,10 @@ class WindowTop(OperatorSpec):
 
     def identity(self) -> str:
         """Text that changes exactly when the meaning changes."""
+        updates = "" if self.updates is None else f", {self.updates.identity()}"
         return (
             f"window_top(keys={self.keys!r}, window={self.window.identity()}, by=[{self._by()}], n={self.n}, "
-            f"ties={self.ties}, time={self.time}, lateness={self.lateness}, columns={self.columns!r})"
+            f"ties={self.ties}, time={self.time}, lateness={self.lateness}, columns={self.columns!r}{updates})"
         )
 
     def describe(self) -> str:
@@ -82,7 +93,8 @@ class WindowTop(OperatorSpec):
         group = f" of each {', '.join(self.keys)}" if self.keys else ""
         ties = ", ties kept" if self.ties else ""
         wait = f", {show_duration(self.lateness)} of lateness" if self.lateness else ""
-        return f"top {self.n}{group} by {self._by()} {self.window.describe()}{ties}{wait}"
+        updates = "" if self.updates is None else f", {self.updates.describe()}"
+        return f"top {self.n}{group} by {self._by()} {self.window.describe()}{ties}{wait}{updates}"
 
     def exchange(self) -> Exchange:
         """By hash of the keys; without keys one subtask has it all."""
@@ -91,8 +103,11 @@ class WindowTop(OperatorSpec):
     def output_schemas(self, inputs: Sequence[pa.Schema]) -> Mapping[str, pa.Schema]:
         """The top rows, and late rows as they came. Raises SchemaError when the input does not fit."""
         (schema,) = inputs
-        check_columns(self.keys, schema, "key")
-        check_columns(self.columns or (), schema, "output column")
+        rows = unweighted(schema)
+        check_columns(self.keys, rows, "key")
+        check_columns(self.columns or (), rows, "output column")
+        if is_changelog(schema):
+            check_findable(rows)
         for key in self.keys:
             form_of(schema.field(key).type, f"key column {key!r}")
         for expr, _ in self.by:
@@ -109,10 +124,17 @@ class WindowTop(OperatorSpec):
                     f"the input has {', '.join(sorted(taken))} already; rename that first"
                 )
             fields += [pa.field(name, TIME_TYPE) for name in _WINDOW if self.keep is None or name in self.keep]
-        return {MAIN: pa.schema(fields), LATE: schema}
+        if self._merges(schema):
+            self.aggregate(schema).output_schemas(inputs)
+        made = pa.schema(fields)
+        return {MAIN: made if self.updates is None else weighted(made), LATE: schema}
+
+    def _merges(self, schema: pa.Schema) -> bool:
+        """Whether the rows are kept by an aggregate."""
+        return not isinstance(self.window, OneWindow) or self.updates is not None or is_changelog(schema)
 
     def _output(self, schema: pa.Schema) -> list[str]:
-        names = schema.names if self.columns is None else self.columns
+        names = unweighted(schema).names if self.columns is None else self.columns
         return [name for name in names if self.keep is None or name in self.keep]
 
     def kept(self, schema: pa.Schema) -> pa.Schema:
@@ -121,22 +143,26 @@ class WindowTop(OperatorSpec):
         return pa.schema([_plain_field(field) for field in schema if field.name in needed])
 
     def aggregate(self, schema: pa.Schema) -> WindowAggregate:
-        """Return what keeps the rows where windows are put together from parts."""
+        """Return what keeps the rows where windows are put together from parts, or results may change."""
         read = frozenset().union(*(expr.columns() for expr, _ in self.by))
         own = [field.name for field in self.kept(schema) if field.name in read or field.name not in self.keys]
-        rows = TopRows(tuple(col(name) for name in own or schema.names[:1]), self.by, self.n, self.ties)
+        kept = tuple(col(name) for name in own or schema.names[:1])
+        rows = TopRows(kept, self.by, self.n, self.ties, is_changelog(schema))
         (name,) = distinct_names([STATE], {*self.keys, *_WINDOW})
-        return WindowAggregate(self.keys, self.window, ((name, rows),), self.time, self.lateness)
+        return WindowAggregate(self.keys, self.window, ((name, rows),), self.time, self.lateness, self.updates)
 
     def _needed(self, schema: pa.Schema) -> frozenset[str]:
+        if is_changelog(schema):
+            return frozenset(unweighted(schema).names)
         return frozenset(self._output(schema)).union(self.keys, *(expr.columns() for expr, _ in self.by))
 
     def state_tables(self, inputs: Sequence[pa.Schema]) -> tuple[StateTable, ...]:
         """One row per row on top now: its columns, its window_start and its place in arrival.
 
-        Where windows are put together from parts, those of ``WindowAggregate``, and rows are of its parts.
+        Where windows are put together from parts, or results may change, those of ``WindowAggregate``, and rows are of
+        its parts.
         """
-        if not isinstance(self.window, OneWindow):
+        if self._merges(inputs[0]):
             return self.aggregate(inputs[0]).state_tables(inputs)
         kept = self.kept(inputs[0])
         names = distinct_names([*kept.names, "window_start", "arrival"], {DELETED})
@@ -154,13 +180,18 @@ class WindowTop(OperatorSpec):
         return replace(self, keep=wanted.get(MAIN, frozenset()))
 
     @property
+    def takes_changelog(self) -> bool:
+        """Rows leave their window again while it is open."""
+        return True
+
+    @property
     def uses_event_time(self) -> bool:
         """Windows fire by watermark."""
         return True
 
     def build(self, inputs: Sequence[pa.Schema]) -> Operator:
         """Make one running copy."""
-        if not isinstance(self.window, OneWindow):
+        if self._merges(inputs[0]):
             from millstream.operators.merged_top_operator import MergedTopOperator
 
             return MergedTopOperator(self, inputs[0])
@@ -180,7 +211,10 @@ class WindowTop(OperatorSpec):
 
 @dataclass(frozen=True, eq=False)
 class WindowTopCombiner(OperatorSpec):
-    """Passes on the rows of each batch that are on top in it; the top of all batches is among them. Keeps no state."""
+    """Passes on the rows of each batch that are on top in it; the top of all batches is among them. Keeps no state.
+
+    Of a changelog it passes on all.
+    """
 
     top: WindowTop
 

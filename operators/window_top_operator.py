@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import pyarrow as pa
+from millstream.engine.changelog import is_changelog
 from millstream.engine.codes import Ints, fixed_codes, plain
 from millstream.engine.key_index import KeyIndex
 from millstream.engine.operator import MAIN, Operator, Output
@@ -223,6 +224,9 @@ class CombinerOperator(Operator):
 
     def process(self, batch: pa.RecordBatch, out: Output) -> None:
         """Pass on what may be on top; rows without event time go on as they are, to be counted behind."""
+        if is_changelog(batch.schema):
+            out.emit(batch)
+            return
         spec = self._spec
         times, valid = event_times(spec.time.evaluate(batch))
         # Rows without event time are a group of their own: they must not push out others.

@@ -184,7 +184,6 @@ def refused() -> dict[str, tuple[Any, str]]:
         "late": (lambda s: s.window(minute, late="never"), "late is 'wait' or 'correct'"),
         "lateness": (lambda s: s.window(minute, late="correct").agg(n=ms.count()), "needs a lateness"),
         "window": (lambda s: s.window(ms.session("1m"), early="1s").agg(n=ms.count()), "tumbling.. only"),
-        "top": (lambda s: s.window(minute, early="1s").top(1, by="v"), "waits for its windows"),
         "clock": (
             lambda s: s.window(ms.tumbling("1m", time="processing"), late="correct").agg(n=ms.count()),
             "needs a lateness",
