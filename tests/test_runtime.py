@@ -16,6 +16,7 @@ from millstream.cli.errors import HANGS, exit_code
 from millstream.engine import failpoints
 from millstream.engine.errors import JobHangs, MillstreamError
 from millstream.engine.runtime import scheduler
+from millstream.engine.runtime.coordinator import Coordinator
 from millstream.engine.source import ReadContext, Source, Split, SplitEnd, SplitReader
 from millstream.engine.store.server import ask
 from sample_jobs import START, expected, orders, result, revenue_job
@@ -25,6 +26,13 @@ from sample_jobs import START, expected, orders, result, revenue_job
 def test_a_windowed_job_gives_the_same_at_any_parallelism(parallelism: int) -> None:
     out = ms.memory_sink()
     assert revenue_job(out).run(parallelism=parallelism).outcome == "finished"
+    assert result(out) == expected()
+
+
+def test_the_end_of_the_input_is_noticed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Coordinator, "seconds_to_wait", 3_600.0)  # nothing may happen only because it is looked for
+    out = ms.memory_sink()
+    assert revenue_job(out).run(parallelism=2).outcome == "finished"
     assert result(out) == expected()
 
 

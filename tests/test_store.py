@@ -78,6 +78,23 @@ def test_a_new_store_knows_nothing_and_keeps_its_job_id(path: Path) -> None:
     again.close()
 
 
+def test_what_a_new_store_has_in_mind_is_what_is_read_when_it_is_opened_again(path: Path) -> None:
+    operators = [operator(COUNTS, ROWS), OperatorState("src", "orders", "source", (), 1, folders=("/data",))]
+    store = CheckpointStore.open(path)
+    began = store.begin_generation(operators)
+    assert (began, store.generation) == (1, 1)
+    before = store.facts()
+    given = CheckpointData(Epoch(1), began, deltas=[keyed({1: 7}, 1), bucketed([(3, "c")])], positions=[at("a", 5)])
+    manifest = store.commit(given)
+    facts = store.facts()
+    store.close()
+    again = CheckpointStore.open(path)
+    assert before.folders == {"op1": (), "src": ("/data",)}
+    assert (again.facts(), again.manifests(), again.generation) == (facts, [manifest], 1)
+    assert (live_counts(again, 1), live_rows(again, 1)) == ({1: 7}, [(3, "c")])
+    again.close()
+
+
 def test_a_missing_folder_is_made(tmp_path: Path) -> None:
     CheckpointStore.open(tmp_path / "a" / "b" / "job.duckdb").close()
     assert (tmp_path / "a" / "b" / "job.duckdb").exists()

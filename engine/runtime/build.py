@@ -95,6 +95,7 @@ class Builder:
     Args:
         restored: the epoch to take state from, None for a fresh start.
         replayed: dead letters that are processed again before anything else.
+        has_ended: called by each subtask of a source that will never read another row, from any thread.
         lasting: whether the store outlives the run.
     """
 
@@ -108,6 +109,7 @@ class Builder:
         replayed: Sequence[MarkedLetter],
         clock: Clock,
         acknowledge: Acknowledge,
+        has_ended: Callable[[], None],
         calls: Calls,
         channel_capacity: int = CAPACITY,
         lasting: bool = True,
@@ -119,6 +121,7 @@ class Builder:
         self.replayed = replayed
         self._clock = clock
         self._acknowledge = acknowledge
+        self._has_ended = has_ended
         self._calls = calls
         self._capacity = channel_capacity
         self._lasting = lasting
@@ -239,7 +242,7 @@ class Builder:
             head = self._ports(stage, index, root, parts, name)
             pacing = self._pacings.get(root.id)
             reading = SourceReading(root, root.body, self._queues[root.id], self._clock, index, pacing)
-            return SourceSubtask(name, parts, self._acknowledge, reading, head)
+            return SourceSubtask(name, parts, self._acknowledge, reading, head, self._has_ended)
         target = self._target(stage, index, root, parts, name)
         aside = any(made.operator.works_aside for made in parts.operators)
         if aside or self._hurrying & self._behind(stage):

@@ -357,7 +357,7 @@ class Coordinator:
             source.reading.committed(positions)
         try:
             self._store.prune()
-            if ends:
+            if ends and committables:
                 # Until then the next epoch says so; without one nobody could take a sink out of the job.
                 self._store.published(epoch)
         except StoreError as error:

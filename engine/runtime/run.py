@@ -214,9 +214,8 @@ class _Run:
 
     def _context(self, store: CheckpointStore, node: Node) -> SinkContext:
         """What a sink may know before there is a generation."""
-        generation = store.facts().generation
         kept = None if self._settings.store is None else store.path
-        return SinkContext(self._plan.job, store.job_id, node.id, generation, 0, 1, store=kept)
+        return SinkContext(self._plan.job, store.job_id, node.id, store.generation, 0, 1, store=kept)
 
     def _restarting(self, store: CheckpointStore) -> JobResult:
         in_a_row = 0
@@ -266,6 +265,7 @@ class _Run:
             replayed=replayed,
             clock=self._clock,
             acknowledge=acknowledged,
+            has_ended=scheduler.wake,
             calls=scheduler.calls,
             channel_capacity=self._settings.channel_capacity,
             lasting=self._settings.store is not None,

@@ -163,10 +163,19 @@ class Subtask(ABC):
 class SourceSubtask(Subtask):
     """Reads splits and injects barriers."""
 
-    def __init__(self, name: str, parts: Parts, acknowledge: Acknowledge, reading: SourceReading, head: Ports) -> None:
+    def __init__(
+        self,
+        name: str,
+        parts: Parts,
+        acknowledge: Acknowledge,
+        reading: SourceReading,
+        head: Ports,
+        has_ended: Callable[[], None],
+    ) -> None:
         super().__init__(name, parts, acknowledge)
         self.reading = reading
         self._head = head
+        self._has_ended = has_ended
         self._time = START_OF_TIME
         self._idle = False
         self._requested: Barrier | None = None
@@ -215,6 +224,7 @@ class SourceSubtask(Subtask):
             self._head.watermark(time)
         if time == END_OF_TIME:
             self.exhausted = True
+            self._has_ended()
         elif self.reading.idle and not self._idle:
             self._idle = True
             self._head.idle()

@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 import duckdb
+from millstream.engine.element import Generation
 from millstream.engine.state import StateTable
 from millstream.engine.store.catalog import Catalog
 from millstream.engine.store.columns import quote
@@ -29,11 +30,14 @@ def declare_generation(
     generation: int,
     operators: Sequence[OperatorState],
     dropped: Mapping[str, str],
-) -> None:
+) -> Catalog:
     """Make tables and views fit the job's operators and write the generation down, inside a transaction.
 
     Args:
         dropped: (id, name) of operators, sources and sinks whose state is given up.
+
+    Returns:
+        The catalog with this generation; of a store with epochs, what else changes with it must be read again.
 
     Raises:
         StateMismatch: the last checkpoint has state that the declared columns cannot hold.
@@ -48,6 +52,7 @@ def declare_generation(
     _forget_records(connection, {key for found in (*known.origins.values(), origins) for key in found})
     declared = replace(
         known,
+        generation=Generation(generation),
         operators={**known.operators, generation: {o.id: o for o in operators}},
         origins={**known.origins, generation: origins},
     )
@@ -62,6 +67,7 @@ def declare_generation(
     for id_, name in dropped.items():
         connection.execute("INSERT INTO forgotten VALUES (?, ?, ?, ?)", [generation, id_, name, last])
     connection.execute("INSERT INTO generations VALUES (?, now()::TIMESTAMP)", [generation])
+    return declared
 
 
 def _existing_tables(connection: duckdb.DuckDBPyConnection) -> set[str]:

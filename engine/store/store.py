@@ -124,8 +124,7 @@ class CheckpointStore:
             instance = Instance(path)
             undo.callback(instance.close)
             try:
-                _create_tables(instance, path)
-                catalog = load_catalog(_query(instance))
+                catalog = _create_tables(instance, path) or load_catalog(_query(instance))
             except duckdb.Error as error:
                 raise explain(error, path, "read the store") from error
             witness = Witness(path, catalog.job_id)
@@ -138,6 +137,11 @@ class CheckpointStore:
             sweep(path)
             undo.pop_all()
         return cls(path, lock, instance, catalog, witness)
+
+    @property
+    def generation(self) -> Generation:
+        """The newest generation that has begun; 0: none has."""
+        return self._catalog.generation
 
     def facts(self) -> StoreFacts:
         """What recovery reads before it decides."""
@@ -165,9 +169,10 @@ class CheckpointStore:
         """
         generation = Generation(self._catalog.generation + 1)
         with self._transaction("begin a generation") as connection:
-            declare_generation(connection, self._catalog, generation, operators, dropped or {})
+            declared = declare_generation(connection, self._catalog, generation, operators, dropped or {})
             hit("store.generation")
-        self._catalog = self._reading(load_catalog)
+        # What a store without any epoch knows is what has just been declared.
+        self._catalog = declared if generation == 1 and not dropped else self._reading(load_catalog)
         # DuckDB has had bugs in replaying DDL: let there be none in the log while the job runs.
         self._fold_log()
         last = self._catalog.last
@@ -452,17 +457,19 @@ def _make_folder(path: Path) -> None:
         raise StoreError(f"cannot make the folder {path.parent} ({error.strerror}): give another path") from error
 
 
-def _create_tables(instance: Instance, path: Path) -> None:
+def _create_tables(instance: Instance, path: Path) -> Catalog | None:
+    """Make a new store's tables and return its catalog; None if they are there."""
     connection = instance.connection
     tables = {name for (name,) in connection.execute("SELECT table_name FROM duckdb_tables()").fetchall()}
     if "job" in tables:
-        return
+        return None
     if tables:
         raise StoreError(f"{path} is a DuckDB database with tables of somebody else's: give the job a store of its own")
+    job_id = uuid.uuid4().hex
     connection.execute("BEGIN TRANSACTION")
     for statement in CREATE:
         connection.execute(statement)
-    connection.execute("INSERT INTO job VALUES (?, ?, now()::TIMESTAMP, NULL)", [FORMAT, uuid.uuid4().hex])
+    connection.execute("INSERT INTO job VALUES (?, ?, now()::TIMESTAMP, NULL)", [FORMAT, job_id])
     connection.execute("COMMIT")
-    connection.execute("CHECKPOINT")
     sync_folder(path.parent)
+    return Catalog(job_id, Generation(0))
