@@ -25,6 +25,10 @@ from millstream.engine.time import START_OF_TIME, Clock
 class CheckpointStoreLike(Protocol):
     """What the coordinator needs of the store."""
 
+    def settle(self) -> None:
+        """Finish what the generation's declaration has begun."""
+        ...
+
     def commit(self, data: CheckpointData) -> Manifest:
         """Write an epoch in one transaction."""
         ...
@@ -138,6 +142,8 @@ class Coordinator:
         self._barrier: Barrier | None = None
         self._started = 0.0
         self._writing: Future[Manifest | None] | None = None
+        # On the store's thread, before its first commit, while the sources are read already.
+        self._settling: Future[Manifest | None] | None = executor.submit(store.settle)
         self._failures = 0
         self._not_before = 0.0
         self._committing = ""
@@ -209,6 +215,9 @@ class Coordinator:
                 return False
 
     def _begin_if_due(self) -> bool:
+        if self._settling is not None and self._settling.done():
+            self._settling.result()
+            self._settling = None
         kind = self._next_kind()
         if kind is None:
             return False

@@ -100,6 +100,7 @@ class CheckpointStore:
         self._began: Generation | None = None
         self._cuts: dict[TableKey, int | None] = {}
         self._deleted_rows = 0
+        self._settled = True
         self._dead = ""
 
     @classmethod
@@ -173,14 +174,24 @@ class CheckpointStore:
             hit("store.generation")
         # What a store without any epoch knows is what has just been declared.
         self._catalog = declared if generation == 1 and not dropped else self._reading(load_catalog)
-        # DuckDB has had bugs in replaying DDL: let there be none in the log while the job runs.
-        self._fold_log()
+        self._settled = False
         last = self._catalog.last
         restored = {key: table.full_from for key, table in last.tables.items()} if last else {}
         self._full_from = starting_full_from(operators, restored)
         self._tables = {(o.id, t.name): t for o in operators for t in o.tables}
         self._began = generation
         return generation
+
+    def settle(self) -> None:
+        """Fold what the generation has declared into the file; ``commit`` sees to it, unless it has been done before.
+
+        Raises:
+            StoreError: it could not be done.
+        """
+        # DuckDB has had bugs in replaying DDL: let there be none in the log when an epoch is.
+        if not self._settled:
+            self._fold_log()
+            self._settled = True
 
     def commit(self, data: CheckpointData) -> Manifest:
         """Make an epoch durable, all of it or nothing.
@@ -191,6 +202,7 @@ class CheckpointStore:
             InternalError: the data contradict what was declared.
         """
         prepared = self._prepare(data)
+        self.settle()
         hit("store.begin")
         try:
             with self._transaction(f"commit epoch {data.epoch}") as connection:
