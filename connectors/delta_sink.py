@@ -14,6 +14,7 @@ from millstream.connectors.delta_table import Place, blame_table, driver, persis
 from millstream.connectors.holding_writer import HoldRule
 from millstream.connectors.lake_sink import LakeSink
 from millstream.connectors.lake_types import DELTA, Fit, Format, fit, stored_schema
+from millstream.connectors.outbox import read_keys
 from millstream.connectors.outbox_marker import Publisher
 from millstream.engine.errors import JobError
 from millstream.engine.sink import Committer, SinkContext
@@ -62,13 +63,7 @@ def delta_sink(  # noqa: PLR0913
     >>> delta_sink("lake/orders", create=True)
     DeltaSink(delta:lake/orders)
     """
-    keys = (key,) if isinstance(key, str) else tuple(key or ())
-    wanted = mode or ("upsert" if keys else "append")
-    if wanted not in ("upsert", "append") or (wanted == "upsert") != bool(keys):
-        raise JobError(
-            "delta_sink(): mode is 'upsert', which needs a key, as in key='id', or 'append', which has none; "
-            f"got mode={mode!r} and key={key!r}"
-        )
+    keys = read_keys("delta_sink()", key, mode)
     partitions = (partition_by,) if isinstance(partition_by, str) else tuple(partition_by)
     place = Place(str(path), Path.cwd(), dict(options or {}))
     hold = HoldRule.of(hold_bytes, roll_age, clock)

@@ -10,9 +10,9 @@ from typing import Any, Literal
 import duckdb
 import pyarrow as pa
 from millstream.connectors.duckdb_committer import DuckDBCommitter, Target
-from millstream.connectors.outbox import Generations, OutboxWriter, check_keys, outbox_table, plain_schema
+from millstream.connectors.outbox import Generations, OutboxWriter, check_keys, outbox_table, plain_schema, read_keys
 from millstream.engine.changelog import unweighted
-from millstream.engine.errors import JobError, SchemaError
+from millstream.engine.errors import SchemaError
 from millstream.engine.sink import Committer, Sink, SinkContext, SinkKind, SinkWriter
 from millstream.engine.state import StateTable
 from millstream.engine.store.columns import quote
@@ -50,13 +50,7 @@ def duckdb_sink(
     >>> duckdb_sink("shop.duckdb", "orders", key="id")
     DuckDBSink(duckdb:shop.duckdb:orders)
     """
-    keys = (key,) if isinstance(key, str) else tuple(key or ())
-    wanted = mode or ("upsert" if keys else "append")
-    if wanted not in ("upsert", "append") or (wanted == "upsert") != bool(keys):
-        raise JobError(
-            "duckdb_sink(): mode is 'upsert', which needs a key, as in key='id', or 'append', which has none; "
-            f"got mode={mode!r} and key={key!r}"
-        )
+    keys = read_keys("duckdb_sink()", key, mode)
     quote(table)
     target = Target(Path(path), Path.cwd(), table, keys, again, micros(patience) / 1_000_000)
     return DuckDBSink(target, name or f"duckdb:{path}:{table}")

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any, Final
 import pyarrow as pa
 from millstream.connectors.durable import blame_disk, sync_file, sync_folder
 from millstream.connectors.iceberg_table import blame_catalog, ours_alone, persistently
+from millstream.connectors.iceberg_upsert import upsert
 from millstream.connectors.lake_types import Fit, check_still
-from millstream.connectors.outbox import Letter, Sent, unpack
+from millstream.connectors.outbox import Letter, Sent, settle, unpack
 from millstream.connectors.outbox_marker import Marker, Publisher
 from millstream.engine.errors import JobError
 from millstream.engine.failpoints import hit
@@ -35,8 +36,9 @@ _ADVICE: Final = "What was to be written waits in the checkpoint: mend what is c
 class IcebergCommitter(Committer):
     """One start of a job towards one table."""
 
-    def __init__(self, target: Target, publisher: Publisher, fit: Fit, sent: Sent) -> None:
+    def __init__(self, target: Target, keys: Sequence[str], publisher: Publisher, fit: Fit, sent: Sent) -> None:
         self._target = target
+        self._keys = keys
         self._publisher = publisher
         self._name = publisher.name
         self._fit = fit
@@ -56,7 +58,7 @@ class IcebergCommitter(Committer):
         if not committables:
             return
         letter = unpack(committables)
-        letter = replace(letter, rows=self._fit.cast(letter.rows))
+        letter = replace(letter, rows=self._fit.cast(settle(letter.rows, self._keys)))
         with blame_catalog(self._name, f"writing epoch {epoch} to {self._publisher.place}", advice=_ADVICE):
             self._persistently(lambda table: self._publish(table, epoch, letter))
         self._registered = True
@@ -114,7 +116,11 @@ class IcebergCommitter(Committer):
             properties[self._job] = context.job_id
         with table.transaction() as transaction:
             transaction.set_properties(properties)
-            transaction.append(rows, snapshot_properties={self._key: str(epoch)})
+            summary = {self._key: str(epoch)}
+            if self._keys and rows.num_rows:
+                upsert(transaction, table, rows, self._keys, summary)
+            else:
+                transaction.append(rows, snapshot_properties=summary)
         with blame_disk(self._name, f"writing epoch {epoch} to the disk"):
             _make_durable(table)
 

@@ -1,11 +1,11 @@
-"""Appends rows to an Iceberg table, each exactly once."""
+"""Writes rows to an Iceberg table, each exactly once: plain appends, or upserts by key."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import pyarrow as pa
 from millstream.connectors.holding_writer import HoldRule
@@ -13,6 +13,7 @@ from millstream.connectors.iceberg_committer import IcebergCommitter
 from millstream.connectors.iceberg_table import Place, blame_catalog, driver, persistently
 from millstream.connectors.lake_sink import LakeSink
 from millstream.connectors.lake_types import ICEBERG, Fit, Format, fit, stored_schema
+from millstream.connectors.outbox import read_keys
 from millstream.connectors.outbox_marker import Publisher
 from millstream.engine.errors import JobError
 from millstream.engine.sink import Committer, SinkContext
@@ -26,6 +27,8 @@ def iceberg_sink(  # noqa: PLR0913
     catalog: str | Mapping[str, str],
     table: str,
     *,
+    key: str | Sequence[str] | None = None,
+    mode: Literal["upsert", "append"] | None = None,
     create: bool = False,
     partition_by: str | Sequence[str] = (),
     again: bool = False,
@@ -35,7 +38,7 @@ def iceberg_sink(  # noqa: PLR0913
     clock: Clock | None = None,
     name: str | None = None,
 ) -> IcebergSink:
-    """Append rows to an Iceberg table, exactly once.
+    """Write rows to an Iceberg table, exactly once.
 
     Rows wait in the checkpoint, up to ``hold_bytes`` and ``roll_age``, so that the table is not made of many small
     files. Then they are written, together with the epoch's number as a property of the table, in one commit: readers
@@ -46,6 +49,9 @@ def iceberg_sink(  # noqa: PLR0913
         catalog: the name of one that pyiceberg is configured for, or its properties, such as
             ``{"type": "rest", "uri": "https://…"}``; secrets as ``${env:NAME}`` or ``${file:/path}``.
         table: its name, with its namespace before the last dot.
+        key: the columns that tell rows apart.
+        mode: ``append``: rows are added; ``upsert``: a row replaces the one with its key, and a changelog may take it
+            away, for which files that have such rows are written anew. None: upsert if there is a key.
         create: make the table, and its namespace, if it is not there.
         partition_by: the columns it is partitioned by if it is made.
         again: the job may start anew beside what it has written from another store.
@@ -61,13 +67,14 @@ def iceberg_sink(  # noqa: PLR0913
     >>> iceberg_sink("lake", "shop.orders", create=True)
     IcebergSink(iceberg:shop.orders)
     """
+    keys = read_keys("iceberg_sink()", key, mode)
     if not all(table.split(".")) or "." not in table:
         raise JobError(f"iceberg_sink(): table must be a namespace and a name, as in 'shop.orders', got {table!r}")
     partitions = (partition_by,) if isinstance(partition_by, str) else tuple(partition_by)
     place = Place(catalog, {}, table) if isinstance(catalog, str) else Place("", dict(catalog), table)
     hold = HoldRule.of(hold_bytes, roll_age, clock)
     target = Target(place, create, again, micros(patience) / 1_000_000)
-    return IcebergSink(name or f"iceberg:{table}", hold, (), partitions, target)
+    return IcebergSink(name or f"iceberg:{table}", hold, keys, partitions, target)
 
 
 @dataclass(frozen=True)
@@ -88,7 +95,8 @@ class IcebergSink(LakeSink):
 
     def identity(self) -> str:
         """Text that changes exactly when it is another destination."""
-        return f"iceberg {self.target.place.shown()!r} {self.target.place.table!r}"
+        by = f" by {list(self.keys)!r}" if self.keys else ""
+        return f"iceberg {self.target.place.shown()!r} {self.target.place.table!r}{by}"
 
     @property
     def table_format(self) -> Format:
@@ -104,7 +112,9 @@ class IcebergSink(LakeSink):
             JobError: there is no table, it is ahead of the store, or has rows of this job from another store.
         """
         publisher = Publisher(self.name, self.target.place.table, context)
-        return IcebergCommitter(self.target, publisher, self.fit(schema, context), self._generations.of(context))
+        return IcebergCommitter(
+            self.target, self.keys, publisher, self.fit(schema, context), self._generations.of(context)
+        )
 
     def look(self, schema: pa.Schema) -> Fit:
         """Return how rows go into the table as it is now; it is made if that was asked for."""

@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 from millstream.connectors.changes import last_per_key, net_rows
 from millstream.engine.changelog import is_changelog
 from millstream.engine.codes import has_form
-from millstream.engine.errors import DataError, SchemaError
+from millstream.engine.errors import DataError, JobError, SchemaError
 from millstream.engine.sink import Committable, SinkContext, SinkWriter
 from millstream.engine.state import DELETED, StateDelta, StateTable
 
@@ -141,6 +141,25 @@ def settle(rows: pa.Table, keys: Sequence[str]) -> pa.Table:
         return rows
     last = last_per_key(net_rows(rows) if is_changelog(rows.schema) else rows, keys)
     return last.sort_by([(key, "ascending") for key in keys])
+
+
+def read_keys(who: str, key: str | Sequence[str] | None, mode: str | None) -> tuple[str, ...]:
+    """Return the key of upserts as users give it; empty: appends.
+
+    >>> read_keys("sink()", "id", None), read_keys("sink()", None, "append")
+    (('id',), ())
+
+    Raises:
+        JobError: key and mode contradict each other.
+    """
+    keys = (key,) if isinstance(key, str) else tuple(key or ())
+    wanted = mode or ("upsert" if keys else "append")
+    if wanted not in ("upsert", "append") or (wanted == "upsert") != bool(keys):
+        raise JobError(
+            f"{who}: mode is 'upsert', which needs a key, as in key='id', or 'append', which has none; "
+            f"got mode={mode!r} and key={key!r}"
+        )
+    return keys
 
 
 def check_keys(name: str, schema: pa.Schema, keys: Sequence[str]) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import pyarrow as pa
-from millstream.connectors.outbox import Generations, OutboxWriter, check_keys, outbox_table, plain_schema
+from millstream.connectors.outbox import Generations, OutboxWriter, check_keys, outbox_table, plain_schema, read_keys
 from millstream.connectors.outbox_marker import Publisher
 from millstream.connectors.postgres_catalog import Column, TableFacts, check_encoding, look_up
 from millstream.connectors.postgres_committer import PostgresCommitter
@@ -57,15 +57,7 @@ def postgres_sink(  # noqa: PLR0913
     >>> postgres_sink("postgresql://me@db.example/shop", "orders", key="id")
     PostgresSink(postgres:db.example/shop:orders)
     """
-    keys = (key,) if isinstance(key, str) else tuple(key or ())
-    wanted = mode or ("upsert" if keys else "append")
-    if wanted not in ("upsert", "append"):
-        raise JobError(f"postgres_sink(): mode must be 'upsert' or 'append', got {mode!r}")
-    if (wanted == "upsert") != bool(keys):
-        raise JobError(
-            "postgres_sink(): upserts need a key, as in key='id', and appends have none; "
-            f"got mode={mode!r} and key={key!r}"
-        )
+    keys = read_keys("postgres_sink()", key, mode)
     quoted_table(table)
     quoted_table(progress)
     target = Target(Server(dsn), table, keys, create, again, progress, micros(patience) / 1_000_000)

@@ -12,13 +12,16 @@ from typing import Any
 import millstream as ms
 import pyarrow as pa
 import pytest
+from hypothesis import HealthCheck, given
+from hypothesis import settings as examples
+from hypothesis import strategies as st
 from millstream.connectors.iceberg_table import ours_alone
 from millstream.connectors.outbox import OUTBOX, pack
 from millstream.engine.errors import DataError, JobError, SchemaError
 from millstream.engine.sink import Committer, Sink, SinkContext, SinkWriter
 from millstream.testing import check_sink
 from nursery import Nursery, Start
-from test_postgres_sink import VALUES
+from test_postgres_sink import VALUES, changes
 
 pytest.importorskip("pyiceberg", reason="pip install 'millstream[iceberg]'")
 
@@ -51,13 +54,13 @@ def seen(folder: Path, order: str = "id", name: str = "shop.t") -> list[dict[str
     return rows
 
 
-@pytest.mark.parametrize("hold", [0, "70B"])
-def test_a_crash_at_any_step_changes_nothing(hold: int | str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("key", "hold"), [("id", "70B"), pytest.param(None, 0, marks=pytest.mark.slow)])
+def test_a_crash_at_any_step_changes_nothing(key: str | None, hold: int | str, tmp_path: Path) -> None:
     def fresh() -> Path:
         return tmp_path / str(len(list(tmp_path.iterdir())))
 
     def make(folder: Path) -> Sink:
-        return ms.iceberg_sink(settings(folder), "shop.t", create=True, hold_bytes=hold)
+        return ms.iceberg_sink(settings(folder), "shop.t", key=key, create=True, hold_bytes=hold)
 
     rows = check_sink(fresh, make, seen, [ROWS])
     assert [row["id"] for row in rows] == list(range(12))
@@ -82,13 +85,16 @@ def write(folder: Path, batches: list[pa.RecordBatch], restored: int = 0, **opti
         committer.commit(epoch, writer.prepare(epoch, False))
 
 
-def test_every_type_arrives_unchanged_and_so_do_nulls(tmp_path: Path) -> None:
+@pytest.mark.parametrize("key", [None, "id"])
+def test_every_type_arrives_unchanged_and_so_do_nulls(key: str | None, tmp_path: Path) -> None:
     kept = {name: value for name, value in VALUES.items() if name != "span"}
     columns = {name: pa.array([*values, None], type_) for name, (type_, values) in kept.items()}
     columns |= {"pair": pa.array([{"a": 1}, {"a": None}, None]), "odd": pa.array(["a\0b", "\ufffd", None])}
     columns["map"] = pa.array([[("a", 1)], [], None], pa.map_(pa.string(), pa.int64()))
     batch = pa.record_batch({"id": pa.array([1, 2, 3]), **columns})
-    write(tmp_path, [batch.slice(0, 1), batch.slice(1)])
+    # With a key the second epoch writes the file of the first anew, of which a row remains.
+    second = batch.slice(1 if key else 2)
+    write(tmp_path, [batch.slice(0, 2), second], key=key)
     found = seen(tmp_path)
     assert found == batch.to_pylist()
     assert found[0]["tz"].utcoffset() == dt.timedelta(0)
@@ -155,6 +161,53 @@ def test_secrets_are_not_part_of_what_it_is_called() -> None:
     sink = ms.iceberg_sink({"type": "sql", "uri": "postgresql://me:secret@db.example/lake", "token": "x"}, "a.t")
     assert "secret" not in sink.identity() + repr(sink)
     assert "db.example/lake" in sink.identity()
+
+
+# -- upserts ------------------------------------------------------------------------------------------------------
+
+
+def test_a_changelog_is_what_remains_of_it(tmp_path: Path) -> None:
+    first = changes((1, "a", 1), (2, "b", 1), (3, "c", 1), (4, "d", 1), (4, "d", -1))
+    second = changes((1, "A", 1), (1, "a", -1), (2, "b", -1), (3, "c", -1), (3, "C", 1), (5, "e", -1), (5, "e", 1))
+    third = changes((1, "A", -1), (3, "C", -1), (9, "never there", -1))
+    write(tmp_path, [first, second], key="id")
+    assert seen(tmp_path) == [{"id": 1, "v": "A"}, {"id": 3, "v": "C"}]
+    write(tmp_path, [third, changes((7, "only", -1))], restored=2, key="id")
+    assert seen(tmp_path) == []
+
+
+@given(
+    epochs=st.lists(st.lists(st.tuples(st.integers(-3, 3), st.sampled_from("xyz")), max_size=6), max_size=5),
+    partitioned=st.booleans(),
+)
+@examples(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_upserts_by_several_columns_are_those_of_a_dict(
+    epochs: list[list[tuple[int, str]]], partitioned: bool, tmp_path: Path
+) -> None:
+    folder, number = tmp_path / str(len(list(tmp_path.iterdir()))), 0
+    known: dict[tuple[int, str], int] = {}
+    options = {"key": ("a", "b"), "partition_by": "b" if partitioned else ()}
+    committer, writer = start(folder, pa.schema({"a": pa.int64(), "b": pa.string(), "n": pa.int64()}), **options)
+    for epoch, keys in enumerate(epochs, 1):
+        for a, b in keys:
+            number += 1
+            known[a, b] = number
+            writer.write(pa.RecordBatch.from_pylist([{"a": a, "b": b, "n": number}]))
+        committer.commit(epoch, writer.prepare(epoch, False))
+        assert {(row["a"], row["b"]): row["n"] for row in seen(folder, "n")} == known
+        assert read(folder).num_rows == len(known)
+
+
+def test_an_upsert_is_one_snapshot_and_leaves_other_files_as_they_are(tmp_path: Path) -> None:
+    write(tmp_path, [ROWS.slice(0, 4), ROWS.slice(4, 4), ROWS.slice(8)], key="id")
+    before = {task.file.file_path for task in table_of(tmp_path).scan().plan_files()}
+    write(tmp_path, [ROWS.slice(5, 1)], restored=3, key="id")
+    table = table_of(tmp_path)
+    counts = [table.scan(snapshot_id=s.snapshot_id).to_arrow().num_rows for s in table.snapshots()]
+    assert counts == [0, 4, 8, 12, 12, 12]  # registered twice
+    after = {task.file.file_path for task in table.scan().plan_files()}
+    assert (len(before), len(after), len(before & after)) == (3, 4, 2)
+    assert seen(tmp_path) == ROWS.to_pylist()
 
 
 # -- who may write -----------------------------------------------------------------------------------------------
@@ -235,8 +288,9 @@ def test_of_two_that_have_read_the_same_marker_one_commits(first: bool, tmp_path
     assert "commit.retry.num-retries" not in table_of(tmp_path).properties
 
 
-def test_others_that_write_at_the_same_time_are_in_nobodys_way(tmp_path: Path) -> None:
-    committer, writer = start(tmp_path, ROWS.schema)
+@pytest.mark.parametrize("key", [None, "id"])
+def test_others_that_write_at_the_same_time_are_in_nobodys_way(key: str | None, tmp_path: Path) -> None:
+    committer, writer = start(tmp_path, ROWS.schema, key=key)
     over = threading.Event()
 
     def disturb() -> None:
