@@ -94,7 +94,8 @@ def run_on_growing_disks(folder: Path, sink: str, sizes: Sequence[str], rows: in
     )
     in_namespace(folder, script, out=str(folder / "disk"), timeout=1500)
     logs = [log for size in sizes if (log := folder / f"log.{size}").exists()]
-    assert json.loads(logs[-1].read_text().splitlines()[-1])["event"] == "finished"
+    # The last that failed may have had only its commit left to do.
+    assert json.loads(logs[-1].read_text().splitlines()[-1])["event"] in ("finished", "already finished")
     return logs[:-1]
 
 

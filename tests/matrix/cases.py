@@ -43,7 +43,7 @@ def points_of(sink: str) -> tuple[str, ...]:
 def recovery_points_of(sink: str) -> tuple[str, ...]:
     """Those that a start comes by while it recovers, or just after."""
     own = tuple(name for name in points_of(sink) if name.startswith(SINKS[sink]) and name not in LATE)
-    return AT_RESUME + RESTARTS + own
+    return AT_RESUME + RESTARTS + (() if PLACES[sink].rare else own)
 
 
 @dataclass(frozen=True)

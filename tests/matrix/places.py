@@ -60,12 +60,14 @@ class Place(ABC):
     Attributes:
         points: what the names of its fail points begin with.
         key: rows of one ``k`` replace each other.
+        rare: it is written to in few epochs, perhaps only at the end.
         ordered: rows of one ``k`` are seen in the order in which they were written.
         sink: the sink, as the job says it.
     """
 
     points: ClassVar[str]
     key: ClassVar[bool] = False
+    rare: ClassVar[bool] = False
     ordered: ClassVar[bool] = False
     sink: str
 
@@ -212,14 +214,20 @@ class DeltaAppend(Place):
 
 
 class DeltaUpsert(DeltaAppend):
-    """A Delta Lake table, with one row for each key, whose rows are held back for some epochs."""
+    """A Delta Lake table, with one row for each key."""
 
     key = True
-    hold = "1500B"
+
+
+class DeltaHeld(DeltaUpsert):
+    """The same, whose rows are held back for some epochs."""
+
+    hold = "1000B"
+    rare = True
 
 
 class Iceberg(Place):
-    """An Iceberg table, whose catalog is a file; rows are held back for some epochs."""
+    """An Iceberg table, whose catalog is a file."""
 
     points = "iceberg."
 
@@ -228,7 +236,8 @@ class Iceberg(Place):
         lake = self.folder / "lake"
         lake.mkdir()
         self.catalog = {"type": "sql", "uri": f"sqlite:///{lake}/catalog.db", "warehouse": f"file://{lake}/warehouse"}
-        self.sink = f'ms.iceberg_sink({self.catalog!r}, "matrix.rows", create=True, hold_bytes="1500B")'
+        key = ', key="k"' if self.key else ""
+        self.sink = f'ms.iceberg_sink({self.catalog!r}, "matrix.rows", create=True, hold_bytes=0{key})'
 
     def read(self) -> list[Row]:
         from pyiceberg.catalog import load_catalog
@@ -237,6 +246,12 @@ class Iceberg(Place):
         if not catalog.table_exists("matrix.rows"):
             return []
         return rows_of(catalog.load_table("matrix.rows").scan().to_arrow().to_pylist())
+
+
+class IcebergUpsert(Iceberg):
+    """An Iceberg table, with one row for each key."""
+
+    key = True
 
 
 class Webhook(Place):
@@ -282,6 +297,8 @@ PLACES: dict[str, type[Place]] = {
     "iceberg": Iceberg,
     "duckdb": DuckDBAppend,
     "delta_upsert": DeltaUpsert,
+    "iceberg_upsert": IcebergUpsert,
+    "delta_held": DeltaHeld,
     "postgres_upsert": PostgresUpsert,
 }
 """Those that need no server to be started come first: samples begin with them."""
