@@ -39,8 +39,8 @@ class GuardedBroker(Broker):
         at = f"SECURE://127.0.0.1:{self.port}"
         login = f'username="{ADMIN}" password="{ADMIN_PASSWORD}"'
         module = "org.apache.kafka.common.security.scram.ScramLoginModule"
-        self._settings |= {
-            "listeners": f"{at},CONTROLLER://127.0.0.1:{self._controller}",
+        self.settings |= {
+            "listeners": f"{at},CONTROLLER://127.0.0.1:{self.controller}",
             "advertised.listeners": at,
             "ssl.keystore.location": self.folder / "broker.pem",
             "ssl.truststore.location": self.authority,

@@ -102,90 +102,18 @@ def install() -> None:
         fetched.rename(JARS)
 
 
-class Broker:
-    """One broker; a context manager. Topics are made by ``create``, never by producing to them.
+class Clients:
+    """What tests do with a broker, or with several.
 
     Attributes:
-        address: what clients connect to, ``127.0.0.1:PORT``; the same after a restart.
-        port: the one it listens on.
-        folder: its data, settings and log; removed at the end.
-        client: what the clients made here need besides its address.
+        address: what clients connect to.
+        client: what the clients made here need besides it.
+        replicas: of topics that are made here.
     """
 
-    def __init__(self, settings: Mapping[str, object] | None = None, users: Sequence[str] = ()) -> None:
-        """Prepare to start.
-
-        Args:
-            settings: of the broker.
-            users: what ``kafka-storage.sh --add-scram`` takes, for each.
-        """
-        self.folder = Path(tempfile.mkdtemp(prefix="millstream-kafka-"))
-        self.port, self._controller = free_ports(2)
-        self.address = f"127.0.0.1:{self.port}"
-        self.client: dict[str, Any] = {}
-        self._settings = dict(settings or {})
-        self._users = users
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def advertise(self, port: int) -> None:
-        """Tell clients another port, that of a proxy; to be called before it starts."""
-        self._settings["advertised.listeners"] = f"PLAINTEXT://127.0.0.1:{port}"
-
-    def __enter__(self) -> Broker:
-        lines = [_PROPERTIES.format(folder=self.folder, port=self.port, controller=self._controller)]
-        lines += [f"{key}={value}\n" for key, value in self._settings.items()]
-        self._properties.write_text("".join(lines))
-        (self.folder / "log4j2.properties").write_text(_LOGGING)
-        try:
-            cluster = uuid.uuid4().hex[:22]
-            users = [word for user in self._users for word in ("--add-scram", user)]
-            self._java("kafka.tools.StorageTool", "format", "-t", cluster, "-c", str(self._properties), *users).wait()
-            self.start()
-        except BaseException:
-            self.__exit__(None, None, None)
-            raise
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.kill()
-        shutil.rmtree(self.folder, ignore_errors=True)
-
-    def start(self) -> None:
-        """Start it, on the data that is there, and wait until it answers."""
-        assert self._process is None, "it runs already"
-        self._process = self._java("kafka.Kafka", str(self._properties))
-        until = time.monotonic() + LONGEST_SECONDS
-        while not self._answers():
-            if time.monotonic() > until or self._process.poll() is not None:
-                raise AssertionError(f"the broker does not start:\n{self.log[-4000:]}")
-            time.sleep(0.05)
-
-    def kill(self) -> None:
-        """SIGKILL, and wait until it is gone; nothing if it does not run."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-            self._process = None
-
-    def restart(self) -> None:
-        """Kill it and start it again."""
-        self.kill()
-        self.start()
-
-    def freeze(self) -> None:
-        """SIGSTOP: connections stay open and nothing is answered."""
-        self._signal(signal.SIGSTOP)
-
-    def thaw(self) -> None:
-        """SIGCONT."""
-        self._signal(signal.SIGCONT)
-
-    @property
-    def log(self) -> str:
-        """What it has printed."""
-        return (self.folder / "broker.log").read_text(errors="replace")
+    address: str
+    client: dict[str, Any]
+    replicas = 1
 
     def create(self, topic: str, partitions: int = 1, **settings: object) -> str:
         """Make a topic and return its name, made unique; ``cleanup_policy="compact"`` sets ``cleanup.policy``."""
@@ -194,7 +122,7 @@ class Broker:
         name = f"{topic}-{uuid.uuid4().hex[:8]}"
         config = {key.replace("_", "."): str(value) for key, value in settings.items()}
         admin = self.admin
-        admin.create_topics([NewTopic(name, partitions, 1, config=config)])[name].result(30)
+        admin.create_topics([NewTopic(name, partitions, self.replicas, config=config)])[name].result(30)
         return name
 
     def add_partitions(self, topic: str, total: int) -> None:
@@ -255,12 +183,125 @@ class Broker:
         consumer.close()
         return sorted(found, key=lambda m: (m.partition(), m.offset()))
 
+
+class Broker(Clients):
+    """One broker; a context manager. Topics are made by ``create``, never by producing to them.
+
+    Attributes:
+        address: what clients connect to, ``127.0.0.1:PORT``; the same after a restart.
+        port: the one it listens on; ``controller``: the one that brokers of a cluster agree on what they are over.
+        settings: more of them than those that all have.
+        heap: how much memory Java may have for it.
+        folder: its data, settings and log; removed at the end.
+    """
+
+    heap = "384m"
+
+    def __init__(self, settings: Mapping[str, object] | None = None, users: Sequence[str] = ()) -> None:
+        """Prepare to start.
+
+        Args:
+            settings: of the broker.
+            users: what ``kafka-storage.sh --add-scram`` takes, for each.
+        """
+        self.folder = Path(tempfile.mkdtemp(prefix="millstream-kafka-"))
+        self.port, self.controller = free_ports(2)
+        self.address = f"127.0.0.1:{self.port}"
+        self.client: dict[str, Any] = {}
+        self.settings = dict(settings or {})
+        self._users = users
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def advertise(self, port: int) -> None:
+        """Tell clients another port, that of a proxy; to be called before it starts."""
+        self.settings["advertised.listeners"] = f"PLAINTEXT://127.0.0.1:{port}"
+
+    def __enter__(self) -> Broker:
+        try:
+            self.format(uuid.uuid4().hex[:22])
+            self.start()
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
+        return self
+
+    def format(self, cluster: str) -> None:
+        """Prepare its folder, as a member of a cluster."""
+        lines = [_PROPERTIES.format(folder=self.folder, port=self.port, controller=self.controller)]
+        lines += [f"{key}={value}\n" for key, value in self.settings.items()]
+        self._properties.write_text("".join(lines))
+        (self.folder / "log4j2.properties").write_text(_LOGGING)
+        users = [word for user in self._users for word in ("--add-scram", user)]
+        self._java("kafka.tools.StorageTool", "format", "-t", cluster, "-c", str(self._properties), *users).wait()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.kill()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def start(self) -> None:
+        """Start it, on the data that is there, and wait until it answers."""
+        self.launch()
+        self.wait()
+
+    def launch(self) -> None:
+        """Start it, on the data that is there."""
+        assert self._process is None, "it runs already"
+        self._process = self._java("kafka.Kafka", str(self._properties))
+
+    def wait(self) -> None:
+        """Wait until it answers."""
+        assert self._process is not None
+        until = time.monotonic() + LONGEST_SECONDS
+        while not self._answers():
+            if time.monotonic() > until or self._process.poll() is not None:
+                raise AssertionError(f"the broker does not start:\n{self.log[-4000:]}")
+            time.sleep(0.05)
+
+    @property
+    def runs(self) -> bool:
+        """Whether it has been started, and not killed."""
+        return self._process is not None
+
+    def kill(self) -> None:
+        """SIGKILL, and wait until it is gone; nothing if it does not run."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    def restart(self) -> None:
+        """Kill it and start it again."""
+        self.kill()
+        self.start()
+
+    def freeze(self) -> None:
+        """SIGSTOP: connections stay open and nothing is answered."""
+        self._signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """SIGCONT."""
+        self._signal(signal.SIGCONT)
+
+    @property
+    def log(self) -> str:
+        """What it has printed."""
+        return (self.folder / "broker.log").read_text(errors="replace")
+
     @property
     def _properties(self) -> Path:
         return self.folder / "server.properties"
 
     def _java(self, *arguments: str) -> subprocess.Popen[bytes]:
-        command = ["java", "-Xmx384m", "-Xms128m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xshare:auto"]
+        command = [
+            "java",
+            f"-Xmx{self.heap}",
+            "-Xms128m",
+            "-XX:+UseSerialGC",
+            "-XX:TieredStopAtLevel=1",
+            "-Xshare:auto",
+        ]
         command += [f"-Dlog4j2.configurationFile={self.folder / 'log4j2.properties'}", "-cp", f"{JARS}/*", *arguments]
         with (self.folder / "broker.log").open("ab") as log:
             return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.folder)
@@ -272,7 +313,7 @@ class Broker:
             if probe.connect_ex(("127.0.0.1", self.port)):
                 return False
         try:
-            return len(self.admin.list_topics(timeout=1).brokers) == 1
+            return len(self.admin.list_topics(timeout=1).brokers) > 0
         except KafkaException:
             return False
 
