@@ -19,6 +19,7 @@ from millstream.operators.changes import Changes, latest_rows
 from millstream.operators.event_time import event_times
 from millstream.operators.over_columns import Stretch, column_for
 from millstream.operators.rows import Rows
+from millstream.operators.waiting import Waiting
 from millstream.operators.windowed import LATE, MAX_ROWS
 
 if TYPE_CHECKING:
@@ -30,9 +31,11 @@ _NONE: Final[Ints] = np.empty(0, np.int64)
 
 
 class OverOperator(Operator):
-    """Gives every key a slot with a list of its rows: those that wait, and those that later ones look at.
+    """Gives every key a slot with a list of the rows that event time has passed, as far as they are needed still.
 
-    A row is named by its id, in the order of arrival. It waits, goes on, stays as long as it is needed, and is gone.
+    A row is named by its id, in the order of arrival. It waits; event time passes it, and it comes on its key's list;
+    it goes on, stays as long as later ones look at it, and is gone. So what a watermark costs does not depend on how
+    many rows wait for later ones.
     """
 
     def __init__(self, spec: Over, schema: pa.Schema) -> None:
@@ -51,13 +54,14 @@ class OverOperator(Operator):
         self._live = 0
         self._most = 0  # how many of them there were when all were looked through
         self._watermark = START_OF_TIME
-        self._waiting: Ints = _NONE  # ids of rows that event time has not passed, ascending
+        self._waiting = Waiting()  # those that event time has not passed
         self._head: Ints = _NONE  # by slot: the first row of its list
-        # By id: the next row of the list, the slot, the time; whether the row is there, and whether it has gone on.
+        # By id: the next row of the list, the slot, the time; whether the row is there, on a list, and has gone on.
         self._following: Ints = _NONE
         self._slot_of: Ints = _NONE
         self._times: Ints = _NONE
         self._alive: Bools = np.empty(0, np.bool_)
+        self._listed: Bools = np.empty(0, np.bool_)
         self._emitted: Bools = np.empty(0, np.bool_)
         self._late_rows = 0
         self._null_time_rows = 0
@@ -81,9 +85,10 @@ class OverOperator(Operator):
             arrays = [plain(batch.column(name)) for name in self._kept.names]
             first = self._append(pa.record_batch(arrays, schema=self._kept), times)
             self._changes.begin(first, batch.num_rows)
+            self._waiting.add(np.arange(first, len(self._rows)), times)
 
     def _append(self, batch: pa.RecordBatch, times: Ints) -> int:
-        """Add rows that wait; return the id of the first."""
+        """Add rows; return the id of the first."""
         first, count = len(self._rows), len(self._rows) + batch.num_rows
         slots = self._index.slots([batch.column(key) for key in self._spec.keys], batch.num_rows)
         if len(self._index) > len(self._head):
@@ -94,6 +99,7 @@ class OverOperator(Operator):
             self._slot_of = resized(self._slot_of, capacity)
             self._times = resized(self._times, capacity)
             self._alive = resized(self._alive, capacity)
+            self._listed = resized(self._listed, capacity)
             self._emitted = resized(self._emitted, capacity)
             self._changes.resize(capacity)
             for _, column in self._columns:
@@ -101,23 +107,24 @@ class OverOperator(Operator):
         ids = np.arange(first, count)
         self._rows.append(batch)
         self._slot_of[ids], self._times[ids] = slots, times
-        self._alive[ids], self._emitted[ids] = True, False
-        self._waiting = np.concatenate([self._waiting, ids])
-        top_kernels.link(slots, ids, self._head, self._following)
+        self._alive[ids], self._listed[ids], self._emitted[ids] = True, False, False
         self._live += len(ids)
         return first
+
+    def _list(self, ids: Ints) -> None:
+        """Put rows on the lists of their keys."""
+        self._listed[ids] = True
+        top_kernels.link(self._slot_of[ids], ids, self._head, self._following)
 
     def on_watermark(self, time: int, out: Output) -> None:
         """Let the rows go on that event time has passed, and whose neighbours are known."""
         self._watermark = max(self._watermark, time)
-        passed = self._times[self._waiting] < self._watermark
+        passed = self._waiting.take(self._watermark)
         ended = self._watermark >= END_OF_TIME
-        if not bool(passed.any()) and not (ended and self._spec.after):
+        if not len(passed) and not (ended and self._spec.after):
             return
-        touched = np.unique(self._slot_of[self._waiting[passed]])
-        self._waiting = self._waiting[~passed]
-        if ended:
-            touched = np.flatnonzero(self._head >= 0)
+        self._list(passed)
+        touched = np.flatnonzero(self._head >= 0) if ended else np.unique(self._slot_of[passed])
         rows = self._stretch(touched, ended=ended)
         if len(rows.at):
             self._go_on(rows, out)
@@ -126,11 +133,8 @@ class OverOperator(Operator):
         self._compact_if_sparse()
 
     def _stretch(self, slots: Ints, *, ended: bool) -> Stretch:
-        """Put the rows of some keys in order as far as event time has passed them, and say which may go on."""
-        ids = np.empty(self._live, np.int64)
-        count = top_kernels.collect(slots, self._head, self._following, ids, np.empty(self._live, np.int64))
-        ids = ids[:count]
-        ids = ids[self._times[ids] < self._watermark]
+        """Put the listed rows of some keys in order, and say which may go on."""
+        ids = self._listed_of(slots)
         ids = ids[np.lexsort((ids, self._times[ids], self._slot_of[ids]))]
         of, times = self._slot_of[ids], self._times[ids]
         place = np.arange(len(ids))
@@ -154,6 +158,12 @@ class OverOperator(Operator):
             ends = np.append((of[1:] != of[:-1]) | (times[1:] != times[:-1]), True)
             stops = np.flatnonzero(ends)[np.searchsorted(np.flatnonzero(ends), at)] + 1
         return Stretch(ids, first, last, at, begin, starts, stops, previous, carriers)
+
+    def _listed_of(self, slots: Ints) -> Ints:
+        """Return the rows on the lists of some keys, in any order."""
+        ids = np.empty(top_kernels.collect(slots, self._head, self._following, _NONE, _NONE), np.int64)
+        top_kernels.collect(slots, self._head, self._following, ids, np.empty_like(ids))
+        return ids
 
     def _go_on(self, rows: Stretch, out: Output) -> None:
         read = self._rows.take(rows.ids, self._read)
@@ -189,9 +199,8 @@ class OverOperator(Operator):
             earliest = np.where(waits, times[np.where(waits, following, 0)], self._watermark)
             needed |= times >= earliest - spec.reach
         self._drop(ids[~needed])
-        held = np.empty(self._live + len(ids), np.int64)
-        count = top_kernels.collect(touched, self._head, self._following, held, np.empty_like(held))
-        held = held[:count][self._alive[held[:count]]]
+        held = self._listed_of(touched)
+        held = held[self._alive[held]]
         self._head[touched] = -1
         top_kernels.link(self._slot_of[held], held, self._head, self._following)
 
@@ -241,7 +250,8 @@ class OverOperator(Operator):
         ids = np.arange(first, first + batch.num_rows)
         emitted = np.asarray(stored.column(-2).to_numpy(zero_copy_only=False), np.bool_)
         self._emitted[ids] = emitted
-        self._waiting = self._waiting[~self._emitted[self._waiting]]
+        self._list(ids[emitted])
+        self._waiting.add(ids[~emitted], times[~emitted])
         self._changes.begin_restored(first, arrivals)
         at = len(self._kept)
         for (_, column), width in zip(self._columns, self._widths, strict=True):
@@ -261,9 +271,10 @@ class OverOperator(Operator):
         alive[self._slot_of[kept]] = True
         moved = np.full(len(self._rows), -1)
         moved[kept] = np.arange(len(kept))
-        self._waiting = moved[self._waiting]
+        self._waiting.move(moved)
         self._slot_of = self._index.compact(alive)[self._slot_of[kept]]
         self._times, self._emitted = self._times[kept], self._emitted[kept]
+        self._listed = self._listed[kept]
         self._alive = np.ones(len(kept), np.bool_)
         self._rows.compact(kept)
         self._changes.compact(kept)
@@ -271,7 +282,7 @@ class OverOperator(Operator):
             column.compact(kept)
         self._following = np.empty(len(kept), np.int64)
         self._head = np.full(len(self._index), -1)
-        top_kernels.link(self._slot_of, np.arange(len(kept)), self._head, self._following)
+        self._list(np.flatnonzero(self._listed))
 
 
 def _check_times(times: Ints, reach: int) -> None:

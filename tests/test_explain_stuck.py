@@ -154,6 +154,45 @@ def test_a_sink_that_does_not_come_back_is_named(tmp_path: Path, monkeypatch: py
     assert (hold["waits"], "it is making it visible" in hold["reason"]) == ("barrier", True)
 
 
+class Endless:
+    """Rows of a table that come until it is told to end, the first of them at once."""
+
+    def __init__(self) -> None:
+        self.go_on = threading.Event()
+
+    def __call__(self, start: int, stop: int) -> pa.RecordBatch:
+        if start:
+            self.go_on.wait()
+        return rows(start, stop)
+
+
+@pytest.mark.parametrize("parallelism", [1, 2])
+@pytest.mark.parametrize("timed", [False, True])
+def test_the_table_that_is_read_first_is_named(tmp_path: Path, timed: bool, parallelism: int) -> None:
+    store = tmp_path / "job.duckdb"
+    table = Endless()
+    job = ms.Job("table")
+    source = ms.generator(rows, schema=SCHEMA, rate=1_000, rows=50, name="numbers")
+    numbers = job.read(source, event_time="at" if timed else None)
+    names = job.read(ms.generator(table, schema=SCHEMA, rows=20, batch_rows=10, name="names")).filter(ms.col("n") >= 0)
+    joined = numbers.join_table(names.select("n"), on="n", how="left", name="with names")
+    (joined.window(ms.tumbling("1m")).agg(n=ms.count()) if timed else joined).write(ms.blackhole())
+
+    def good(found: list[dict[str, Any]]) -> bool:
+        if any((row["seconds"] or 0) > 0.05 for row in held(found, "table")):
+            table.go_on.set()
+        return table.go_on.is_set()
+
+    with Asking(store, good) as asking:
+        job.run(store, every="10ms", parallelism=parallelism, control=asking.control)
+    holds = held(asking.found, "table")
+    assert {row["holder"].rpartition(" of ")[2] for row in holds} == {"source 'names'"}
+    assert {row["reason"] for row in holds} == {
+        "join_table 'with names' reads it to its end, as a table, before the first row that is joined with it"
+    }
+    assert not held(asking.found, "watermark"), "a timeout would not help"
+
+
 def test_a_job_without_event_time_or_a_checkpoint_under_way_waits_for_nothing(tmp_path: Path) -> None:
     store = tmp_path / "job.duckdb"
     job = ms.Job("plain")

@@ -213,6 +213,31 @@ def test_rows_of_keys_without_new_ones_are_forgotten() -> None:
     assert len(operator._index) < 20_000
 
 
+def test_rows_that_wait_for_later_are_not_looked_at() -> None:
+    spec = Over(("k",), (("n", ms.count()), ("next", ms.lead("v"))), col("t"), range=10)
+    harness = Harness(spec, PLAIN)
+    harness.feed(plain(range(1_000, 11_000)))
+    operator: Any = harness.subtasks[0]
+    looked: list[int] = []
+    stretch = operator._stretch
+    operator._stretch = lambda slots, **how: looked.append(len((made := stretch(slots, **how)).ids)) or made
+    for at in range(20):
+        harness.feed(plain([at]))
+        harness.advance(at + 1)
+    harness.advance(1_003)
+    assert len(looked) >= 21
+    assert max(looked) < 20, "more than the frame and the row that waits for the next one"
+    harness.restart(1)
+    assert harness.finish().results().num_rows == 10_020
+
+
+def plain(times: Any) -> pa.RecordBatch:
+    """Rows of one key."""
+    at = pa.array(times, pa.int64())
+    keys = pa.array([7] * len(at), PLAIN.field("k").type)
+    return pa.record_batch([keys, at.cast(pa.float64()), at.cast(PLAIN.field("t").type)], schema=PLAIN)
+
+
 def test_a_huge_value_leaves_a_frame_without_a_trace() -> None:
     rows = [1e300, math.inf, 0.1, 0.2, math.nan, 0.3]
     batch = pa.record_batch([pa.array([1] * 6), pa.array(rows), pa.array(range(6), PLAIN.field("t").type)], PLAIN.names)

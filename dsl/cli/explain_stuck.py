@@ -16,7 +16,8 @@ def explain_stuck(store: Path, form: str | None) -> None:
     """Name what holds back the watermark or a checkpoint of the job in STORE, and since when.
 
     A running job answers about this moment: the split whose rows are the oldest, or the operator that has yet to come
-    to what waits before it; and while a checkpoint is under way, the operator or sink behind which its barrier waits.
+    to what waits before it; the table that is read before the rows that are joined with it; and while a checkpoint is
+    under way, the operator or sink behind which its barrier waits.
     Of a stopped job the last checkpoint tells which split was furthest behind.
     """
     from millstream.cli.tables import show_rows, wants_table

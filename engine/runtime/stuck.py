@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from millstream.engine.graph import OperatorId, Read
 from millstream.engine.runtime.build import Running
 from millstream.engine.runtime.chain import OperatorTarget, SinkTarget
+from millstream.engine.runtime.channel import Channel
 from millstream.engine.runtime.coordinator import Coordinator, Phase
 from millstream.engine.runtime.pace import Slowest
 from millstream.engine.runtime.source_reading import OpenSplit
@@ -21,7 +22,8 @@ class Hold:
     """One thing that something waits for.
 
     Attributes:
-        waits: ``watermark``, ``barrier``, or ``reading``: of a source that is too far ahead of another.
+        waits: ``watermark``, ``barrier``, ``table``: the rows that are joined with one, until it has been read; or
+            ``reading``: of a source that is too far ahead of another.
         holder: the split or operator, by name.
         seconds: for how long; None: nobody knows.
         watermark: the watermark it holds, microseconds; None: there is none yet, or it is a barrier.
@@ -42,7 +44,8 @@ def holds(running: Running, coordinator: Coordinator, now: float) -> list[Hold]:
         now: the monotonic time of the job's clock.
     """
     look = _Look(running, coordinator, now)
-    found = [*look.barrier(), *(look.watermarks() if running.plan.event_time else ()), *look.reading()]
+    watermarks = look.watermarks() if running.plan.event_time else ()
+    found = [*look.barrier(), *look.tables(), *watermarks, *look.reading()]
     return list(dict.fromkeys(found))
 
 
@@ -141,6 +144,8 @@ class _Look:
                 return waiting
             if not isinstance(subtask, ChannelSubtask):
                 break
+            if subtask.open_tables:  # ``tables`` says so
+                return None
             index = subtask.held_by
             if index is None:
                 return None
@@ -189,6 +194,39 @@ class _Look:
 
     def _no_timeout(self, read: Read) -> str:
         return "" if read.idle_timeout else "; with idle_timeout= it would stop holding the others back"
+
+    # --- tables ------------------------------------------------------------------------------------------------
+
+    def tables(self) -> Iterator[Hold]:
+        """Of each table that rows wait for, the sources that are still read for it."""
+        for subtask in self._running.subtasks:
+            if isinstance(subtask, ChannelSubtask) and subtask.open_tables:
+                yield from self._table(subtask)
+
+    def _table(self, subtask: ChannelSubtask) -> Iterator[Hold]:
+        operator = subtask.root.label
+        sources = self._read_for(subtask.open_tables)
+        if not sources:
+            reason = "rows of its table wait in front of it, and the rows that are joined with it for these"
+            yield Hold("table", self._busy_part(subtask), self._stepping(subtask), None, reason)
+        for source in sources:
+            name, splits = _bare(source).rpartition("[")[0], source.reading.open_splits
+            split = min(splits, key=lambda split: split.moved_at, default=None)
+            label = f"source {name!r}" if split is None else f"split {split.at.split.id!r} of source {name!r}"
+            since = None if split is None else self._now - split.moved_at
+            reason = f"{operator} reads it to its end, as a table, before the first row that is joined with it"
+            yield Hold("table", label, since, None, reason)
+
+    def _read_for(self, channels: list[Channel]) -> list[SourceSubtask]:
+        """The sources whose rows come by some channels, and that have not ended."""
+        found: dict[str, Subtask] = {}
+        waiting = [self._producer[id(channel)] for channel in channels]
+        while waiting:
+            name = waiting.pop()
+            if name not in found:
+                found[name] = self._by_name[name]
+                waiting += self._upstream(found[name])
+        return [s for s in found.values() if isinstance(s, SourceSubtask) and s.watermark < END_OF_TIME]
 
     # --- sources that wait for others -----------------------------------------------------------------------------
 

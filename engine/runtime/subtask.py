@@ -300,6 +300,16 @@ class ChannelSubtask(Subtask):
         return [channel for _, channel in self._inputs]
 
     @property
+    def root(self) -> OperatorTarget | SinkTarget:
+        """What its inputs go to."""
+        return self._root
+
+    @property
+    def open_tables(self) -> list[Channel]:
+        """Those of tables that are still read, while all others wait."""
+        return [self._inputs[index][1] for index in sorted(self._going_on) if self._inputs[index][0] in self._tables]
+
+    @property
     def missing_barriers(self) -> frozenset[int]:
         """The inputs that have not brought the next barrier."""
         return frozenset(self._waiting_for)
