@@ -23,6 +23,7 @@ from millstream.projecting import named_column, renamed_key, renamed_time
 
 if TYPE_CHECKING:
     from millstream.deduplicating import DeduplicatedStream
+    from millstream.finishing import FinalStream
     from millstream.grouping import CountedStream, GroupedStream, WindowedStream
     from millstream.operators.count_window import CountWindow
     from millstream.operators.windows import ClockWindow, Window
@@ -233,10 +234,11 @@ class Stream(Joins, TakesFunctions):
         exprs = [*((name, col(name)) for name in self.columns), (weight, col(WEIGHT))]
         return self._then(Project(tuple(exprs)), None)
 
-    def final(self, *keys: str, name: str | None = None) -> Stream:
+    def final(self, *keys: str, name: str | None = None) -> FinalStream:
         """Make an ordinary stream of what is left of a changelog when its input has ended.
 
-        The rows are held in state until then; a stream that never ends has none.
+        The rows are held in state until then; a stream that never ends has none. What changes them later, when dead
+        letters are replayed into a job that has ended, goes to ``.late``.
 
         Args:
             keys: the columns that tell rows apart. Those of ``group_by(...).agg(...)``, ``group_by(...).top(1, ...)``
@@ -257,11 +259,12 @@ class Stream(Joins, TakesFunctions):
         >>> out.rows()
         [{'shop': 'a', 'n': 3}, {'shop': 'b', 'n': 1}]
         """
+        from millstream.finishing import FinalStream
         from millstream.operators.final import FinalRows
 
         check_columns(self.schema, keys, "final()")
         known = tuple(self.columns) if self._key is None else self._key
-        return self._then(FinalRows(keys or known), None, name)
+        return FinalStream(self._graph, self._then(FinalRows(keys or known), None, name)._edge, None)
 
     def consolidate(self, *, name: str | None = None) -> Stream:
         """Hold a changelog back until the next checkpoint and let only its net changes through.

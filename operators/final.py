@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from typing import Final
 
 import pyarrow as pa
-from millstream.engine.changelog import is_changelog, unweighted
+from millstream.engine.changelog import is_changelog, unweighted, weighted
 from millstream.engine.codes import form_of, plain_type
 from millstream.engine.errors import JobError, SchemaError
 from millstream.engine.operator import MAIN, Exchange, ExchangeKind, Operator, OperatorSpec
 from millstream.engine.state import DELETED, StateTable
 from millstream.engine.store.columns import storage_type
 from millstream.operators.group_aggregate import EVERYTHING
-from millstream.operators.windowed import check_columns, distinct_names
+from millstream.operators.windowed import LATE, check_columns, distinct_names
 
 STATE: Final = "rows"
 """The name of the state table: one row per key."""
@@ -30,6 +30,10 @@ class FinalRows(OperatorSpec):
     left: a sum of their hashes. In the end the weight must be 1 and the fingerprint that of the row; otherwise two rows
     had the same key at once, which is an error. If all columns are keys a row is put out as often as its weights
     sum to.
+
+    What comes after that, of dead letters that are replayed into a job that has ended, cannot change what was given:
+    the changes of a key of which something is taken back go to the port ``late``, with their weights, and are counted.
+    All that was given and what has gone there sums to what is left.
 
     Attributes:
         keys: the columns that tell rows apart; () if there is at most one row at any time.
@@ -65,7 +69,7 @@ class FinalRows(OperatorSpec):
         return Exchange(ExchangeKind.HASH, self.keys) if self.keys else Exchange(ExchangeKind.SINGLE)
 
     def output_schemas(self, inputs: Sequence[pa.Schema]) -> Mapping[str, pa.Schema]:
-        """The rows themselves. Raises SchemaError when state cannot hold them, JobError if they are no changelog."""
+        """The rows, and changes after the end. Raises SchemaError when state cannot hold them, JobError: no changelog."""
         (schema,) = inputs
         if not is_changelog(schema):
             raise JobError("final() is for changelogs; no row of this stream is ever taken back: leave final() out")
@@ -85,7 +89,8 @@ class FinalRows(OperatorSpec):
                 storage_type(plain_type(field.type))
             except SchemaError as error:
                 raise SchemaError(f"final(): column {field.name!r}: {error}") from None
-        return {MAIN: pa.schema([pa.field(field.name, plain_type(field.type)) for field in rows])}
+        given = pa.schema([pa.field(field.name, plain_type(field.type)) for field in rows])
+        return {MAIN: given, LATE: weighted(given)}
 
     def state_tables(self, inputs: Sequence[pa.Schema]) -> tuple[StateTable, ...]:
         """One row per key: keys, the other columns, weight, fingerprint."""

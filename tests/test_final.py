@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,12 @@ from hypothesis import strategies as st
 from millstream import col
 from millstream.engine.changelog import weighted
 from millstream.engine.errors import DataError, JobError, SchemaError
+from millstream.engine.store.letters import LetterChange, Selection
+from millstream.engine.store.store import CheckpointStore
 from millstream.operators.consolidate import Consolidate
 from millstream.operators.final import FinalRows
 from millstream.testing import BARRIER, check_operator, simulate
-from operator_kit import Harness, Step, rows_of
+from operator_kit import Harness, Restart, Step, rows_of
 from window_kit import SCHEMA
 
 WHOLE = tuple(SCHEMA.names)
@@ -219,3 +222,82 @@ def test_crashes_do_not_show(seed: int, tmp_path: Path, expected: list[Counter[A
     done = simulate(lambda: make(out), tmp_path / "s.duckdb", seed)
     assert result(out) == expected, f"seed {seed} reproduces it"
     assert done.crashes > 0
+
+
+# -- after the end ---------------------------------------------------------------------------------------------
+
+PLAIN = weighted(pa.schema({"k": pa.string(), "v": pa.int64()}))
+
+
+def plain(*values: tuple[str, int, int]) -> pa.RecordBatch:
+    return pa.RecordBatch.from_pylist([dict(zip(PLAIN.names, row, strict=True)) for row in values], schema=PLAIN)
+
+
+def test_what_was_given_is_not_changed_any_more_and_new_keys_are_given() -> None:
+    run = Harness(FinalRows(("k",)), PLAIN).run([plain(("a", 1, 1), ("b", 2, 1))]).finish()
+    run.run(
+        [plain(("a", 1, -1), ("a", 5, 1), ("c", 7, 1)), plain(("a", 5, -1), ("a", 6, 1), ("d", 0, 1), ("d", 0, -1))]
+    )
+    run.checkpoint()
+    assert rows_of(run.results()) == [("a", 1), ("b", 2), ("c", 7)]
+    assert rows_of(run.results("late")) == [("a", 1, -1), ("a", 6, 1)]
+    run.run([Restart(2), plain(("b", 2, -1), ("c", 7, -1), ("c", 8, 1), ("e", 1, 1))]).finish()
+    assert rows_of(run.results())[3:] == [("e", 1)]
+    assert sorted(rows_of(run.results("late"))[2:]) == [("b", 2, -1), ("c", 7, -1), ("c", 8, 1)]
+    assert run.counters["late_rows"] == 5
+
+
+def test_of_whole_rows_there_may_be_more_after_the_end() -> None:
+    run = Harness(FinalRows(("k", "v")), PLAIN).run([plain(("a", 1, 1))]).finish()
+    run.run([plain(("a", 1, 2), ("a", 2, -1))]).checkpoint()
+    assert rows_of(run.results()) == [("a", 1)] * 3
+    assert rows_of(run.results("late")) == [("a", 2, -1)]
+
+
+def test_two_rows_of_a_key_are_an_error_after_the_end_too() -> None:
+    run = Harness(FinalRows(("k",)), PLAIN).finish()
+    run.run([plain(("b", 1, 1), ("a", 1, 1), ("a", 2, 1))])
+    with pytest.raises(DataError, match="more than one row had k='a' at a time"):
+        run.checkpoint()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_replay_after_the_end_changes_what_is_late(seed: int, tmp_path: Path) -> None:
+    """Whatever crashes: what was given and what was late come to the sums of all rows."""
+    out, late, good = ms.memory_sink("out"), ms.memory_sink("late"), False
+
+    def refuse(row: dict[str, Any]) -> dict[str, Any]:
+        assert good or row["n"] % 10 != 3
+        return row
+
+    def made() -> ms.Job:
+        job = ms.Job("replays")
+        given = [{"shop": f"s{n % 7}" if n < 53 else "new", "n": n} for n in range(54)]
+        read = job.read(ms.memory_source(pa.Table.from_pylist(given).to_batches(max_chunksize=4), splits=2))
+        kept = read.map(refuse, schema={"shop": str, "n": int}, on_error="dead_letter", name="refuse")
+        final = kept.group_by("shop").agg(n=ms.sum("n")).final()
+        final.write(out)
+        final.late.changes().write(late)
+        return job
+
+    def sums(numbers: Iterable[int]) -> dict[str, int]:
+        found: Counter[str] = Counter()
+        for n in numbers:
+            found[f"s{n % 7}" if n < 53 else "new"] += n
+        return dict(found)
+
+    store = tmp_path / "s.duckdb"
+    simulate(made, store, seed, crashes=2)
+    before = sums(n for n in range(54) if n % 10 != 3)
+    assert {row["shop"]: row["n"] for row in out.rows()} == before
+    assert late.rows() == []
+    marking = CheckpointStore.open(store)
+    assert marking.change_letters(Selection(), LetterChange.MARK) == 6
+    marking.close()
+    good = True
+    simulate(made, store, seed, crashes=2, steps_between=30)
+    now = Counter({(row["shop"], row["n"]): 1 for row in out.rows()})
+    for row in late.rows():
+        now[row["shop"], row["n"]] += row["weight"]
+    assert +now == Counter(dict.fromkeys(sums(range(54)).items(), 1)), f"seed {seed} reproduces it"
+    assert {row["shop"]: row["n"] for row in out.rows()} == before | {"new": 53}
