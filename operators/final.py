@@ -69,7 +69,12 @@ class FinalRows(OperatorSpec):
         return Exchange(ExchangeKind.HASH, self.keys) if self.keys else Exchange(ExchangeKind.SINGLE)
 
     def output_schemas(self, inputs: Sequence[pa.Schema]) -> Mapping[str, pa.Schema]:
-        """The rows, and changes after the end. Raises SchemaError when state cannot hold them, JobError: no changelog."""
+        """The rows, and changes after the end.
+
+        Raises:
+            SchemaError: state cannot hold the rows.
+            JobError: the input is no changelog.
+        """
         (schema,) = inputs
         if not is_changelog(schema):
             raise JobError("final() is for changelogs; no row of this stream is ever taken back: leave final() out")
