@@ -80,7 +80,9 @@ class Ranking:
             code for column, (_, down) in zip(columns, self._by, strict=True) for code in ascending_codes(column, down)
         ]
         order = np.lexsort([arrivals, *reversed(codes), slots])
-        new_slot = np.diff(slots[order], prepend=-1) != 0
+        ordered = slots[order]
+        new_slot = np.ones(len(order), np.bool_)
+        new_slot[1:] = ordered[1:] != ordered[:-1]
         differs = new_slot.copy()
         for code in codes:
             differs[1:] |= code[order[1:]] != code[order[:-1]]

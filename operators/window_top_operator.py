@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 import pyarrow as pa
 from millstream.engine.changelog import is_changelog
-from millstream.engine.codes import Ints, fixed_codes, plain
+from millstream.engine.codes import Bools, Ints, fixed_codes, plain
 from millstream.engine.key_index import KeyIndex
 from millstream.engine.operator import MAIN, Operator, Output
 from millstream.engine.state import StateDelta
@@ -37,12 +37,12 @@ class WindowTopOperator(Operator):
         (self._table,) = spec.state_tables([schema])
         self._gate = Gate(spec.window, spec.time, spec.lateness)
         self._ranking = Ranking(spec.by, spec.n, spec.ties)
+        self._ranked_by = sorted(frozenset().union(*(expr.columns() for expr, _ in spec.by))) or None
         self._rises = spec.n == 1
         self._index = KeyIndex([*(self._kept.field(key).type for key in self._keys), TIME_TYPE])
         self._open = OpenWindows()
         self._changes = Changes(self._table)
         self._rows = Rows(self._kept)
-        self._ranked = Rows(pa.schema([pa.field(str(i), t) for i, t in enumerate(self._ranking.types(schema))]))
         self._live_rows = 0
         # By slot: the start of its window, the score to reach, the first row of its list.
         self._starts: Ints = np.empty(0, np.int64)
@@ -66,14 +66,13 @@ class WindowTopOperator(Operator):
         if count:
             rows = rows[:count]
             chosen = pa.array(rows)
-            kept = pa.record_batch(
-                [plain(batch.column(name)).take(chosen) for name in self._kept.names], schema=self._kept
-            )
+            found = batch.select(self._kept.names).take(chosen)
+            kept = pa.record_batch([plain(column) for column in found.columns], schema=self._kept)
             self._merge(kept, [column.take(chosen) for column in ranked], slots[rows], None)
 
     def _slots(self, keys: Sequence[pa.Array], starts: Ints) -> Ints:
         known = len(self._index)
-        slots = self._index.slots([*keys, pa.array(starts)])
+        slots = _slots_of(self._index, keys, starts)
         count, capacity = len(self._index), len(self._starts)
         if count > capacity:
             capacity = max(_FIRST_CAPACITY, 2 * capacity, count)
@@ -81,7 +80,8 @@ class WindowTopOperator(Operator):
             self._thresholds = resized(self._thresholds, capacity, fill=WORST)
             self._head = resized(self._head, capacity, fill=-1)
         if count > known:
-            self._starts[slots] = starts
+            new = np.arange(known, count)
+            self._starts[known:count] = fixed_codes(self._index.keys(new)[-1])
             self._open.add(known, self._starts[known:count])
         return slots
 
@@ -94,29 +94,35 @@ class WindowTopOperator(Operator):
         """
         touched = np.unique(slots)
         held, groups = self._collect(touched)
-        before = self._ranked.take(held)
-        columns = [pa.concat_arrays([before.column(i), column]) for i, column in enumerate(ranked)]
+        columns = ranked
+        if len(held):
+            before = self._ranked(held)
+            columns = [pa.concat_arrays(both) for both in zip(before, ranked, strict=True)]
         numbers = self._changes.upcoming(len(slots)) if arrivals is None else arrivals
         kept, full, nth = self._ranking.top(
             np.concatenate([touched[groups], slots]),
             columns,
             np.concatenate([self._changes.sequence[held], numbers]),
         )
-        self._thresholds[full] = self._ranking.scores(columns[0])[nth]
+        if arrivals is not None or not self._rises:
+            self._thresholds[full] = self._ranking.scores(columns[0])[nth]
         stays = np.zeros(len(held), np.bool_)
         stays[kept[kept < len(held)]] = True
         new = np.sort(kept[kept >= len(held)] - len(held))
         self._drop(held[~stays])
         self._head[touched] = -1
         kernels.link(touched[groups[stays]], held[stays], self._head, self._following)
-        self._append(batch.take(pa.array(new)), [c.take(pa.array(new)) for c in ranked], slots[new])
+        self._append(batch if len(new) == len(slots) else batch.take(pa.array(new)), slots[new])
         if arrivals is None:
             self._changes.begin(len(self._rows) - len(new), len(new))
         else:
             self._changes.begin_restored(len(self._rows) - len(new), arrivals[new])
         self._compact_if_sparse()
 
-    def _append(self, batch: pa.RecordBatch, ranked: list[pa.Array], slots: Ints) -> None:
+    def _ranked(self, rows: Ints) -> list[pa.Array]:
+        return self._ranking.columns(self._rows.take(rows, self._ranked_by))
+
+    def _append(self, batch: pa.RecordBatch, slots: Ints) -> None:
         first, count = len(self._rows), len(self._rows) + len(slots)
         if count > len(self._slot_of):
             capacity = max(_FIRST_CAPACITY, 2 * len(self._slot_of), count)
@@ -124,7 +130,6 @@ class WindowTopOperator(Operator):
             self._following = resized(self._following, capacity)
             self._changes.resize(capacity)
         self._rows.append(batch)
-        self._ranked.append(pa.record_batch(ranked, names=[str(i) for i in range(len(ranked))]))
         self._slot_of[first:count] = slots
         kernels.link(slots, np.arange(first, count), self._head, self._following)
         self._live_rows += len(slots)
@@ -154,8 +159,7 @@ class WindowTopOperator(Operator):
         if not len(due):
             return
         rows, groups = self._collect(due)
-        ranked = self._ranked.take(rows).columns
-        order, _, _ = self._ranking.top(groups, ranked, self._changes.sequence[rows])
+        order, _, _ = self._ranking.top(groups, self._ranked(rows), self._changes.sequence[rows])
         for first in range(0, len(order), MAX_ROWS):
             batch = self._rows.take(rows[order[first : first + MAX_ROWS]])
             out.emit(pa.record_batch([batch.column(n) for n in self._output.names], schema=self._output))
@@ -206,7 +210,6 @@ class WindowTopOperator(Operator):
         self._open.move(moved)
         self._starts, self._thresholds = self._starts[open_slots], self._thresholds[open_slots]
         self._rows.compact(rows)
-        self._ranked.compact(rows)
         self._changes.compact(rows)
         self._slot_of = moved[self._slot_of[rows]]
         self._following = np.empty(len(rows), np.int64)
@@ -230,9 +233,9 @@ class CombinerOperator(Operator):
         spec = self._spec
         times, valid = event_times(spec.time.evaluate(batch))
         # Rows without event time are a group of their own: they must not push out others.
-        starts = pa.array(spec.window.assign(times), mask=~valid if len(valid) else None)
+        unknown = ~valid if len(valid) else None
         index = KeyIndex(self._types)
-        slots = index.slots([*(batch.column(key) for key in spec.keys), starts])
+        slots = _slots_of(index, [batch.column(key) for key in spec.keys], spec.window.assign(times), unknown)
         ranked = self._ranking.columns(batch)
         rows = np.empty(len(slots), np.int64)
         thresholds = np.full(len(index), WORST)
@@ -240,8 +243,19 @@ class CombinerOperator(Operator):
         rows = rows[:count]
         chosen = pa.array(rows)
         top, _, _ = self._ranking.top(slots[rows], [column.take(chosen) for column in ranked], rows)
-        passed = np.zeros(len(slots), np.bool_)
-        passed[rows[top]] = True
-        if len(valid):
-            passed |= ~valid
-        out.emit(batch if bool(passed.all()) else batch.filter(pa.array(passed)))
+        passed = np.sort(rows[top])
+        if unknown is not None:
+            passed = np.union1d(passed, np.flatnonzero(unknown))
+        out.emit(batch if len(passed) == len(slots) else batch.take(pa.array(passed)))
+
+
+def _slots_of(index: KeyIndex, keys: Sequence[pa.Array], starts: Ints, unknown: Bools | None = None) -> Ints:
+    """Return the slot of each row's (key, window); ``unknown``: which rows are of no window."""
+    if not keys and unknown is None:
+        # Mostly there are one or two windows in a batch: then they are looked up, and not each row.
+        first, last = starts.min(), starts.max()
+        in_first = starts == first
+        if bool((in_first | (starts == last)).all()):
+            of_first, of_last = index.slots([pa.array([first, last])])
+            return np.where(in_first, of_first, of_last)
+    return index.slots([*keys, pa.array(starts, mask=unknown)])

@@ -122,6 +122,9 @@ class OpenWindows:
         if not len(starts):
             return
         self.count += len(starts)
+        if len(starts) == 1:
+            self._slots.setdefault(int(starts[0]), []).append(np.array([first]))
+            return
         order = np.argsort(starts, kind="stable")
         edges = np.flatnonzero(np.diff(starts[order])) + 1
         for slots in np.split(order, edges):
