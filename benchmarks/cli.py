@@ -216,7 +216,8 @@ def bench(
     options = nexmark_bench.BenchOptions(events, parallelism, runs, every, delay)
     with Console(stderr=True).status("measuring") as status:
         comparisons = nexmark_bench.bench(names, options, measure, status.update)
-    Console().print(nexmark_bench.table(comparisons))
+    # Without a terminal it would be cut to 80 columns.
+    Console(width=None if sys.stdout.isatty() else 160).print(nexmark_bench.table(comparisons))
     if json_file is not None:
         json_file.write_bytes(msgspec.json.format(msgspec.json.encode(nexmark_bench.as_json(comparisons, options))))
 

@@ -6,7 +6,7 @@ import os
 import platform
 import statistics
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -67,9 +67,44 @@ class Comparison:
         return self.rate(self.millstream) / self.rate(self.duckdb) if self.duckdb else None
 
     @property
-    def checkpoint_cost(self) -> float:
-        """How much longer the query takes with checkpoints, as a fraction."""
-        return median(self.millstream).seconds / median(self.without_checkpoints).seconds - 1
+    def checkpoint_cost(self) -> Cost:
+        """How much longer the query takes with checkpoints."""
+        return cost((m.seconds, n.seconds) for m, n in self._pairs())
+
+    @property
+    def checkpoint_cpu(self) -> Cost:
+        """How much more of the processor it takes: steadier where others are at work on the machine."""
+        return cost((m.cpu_s, n.cpu_s) for m, n in self._pairs())
+
+    def _pairs(self) -> Iterator[tuple[Measurement, Measurement]]:
+        return zip(self.millstream, self.without_checkpoints, strict=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What checkpoints add, as a fraction, over pairs of runs one soon after the other.
+
+    Attributes:
+        low: a quarter of the pairs had less.
+        high: a quarter of the pairs had more.
+    """
+
+    low: float
+    median: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.median:+.1%} ({self.low:+.1%} to {self.high:+.1%})"
+
+
+def cost(pairs: Iterable[tuple[float, float]]) -> Cost:
+    """Compare (with, without) pair by pair: what slows the machine down for a while slows both down.
+
+    >>> print(cost([(1.1, 1.0), (2.04, 2.0), (0.99, 1.0)]))
+    +2.0% (+0.5% to +6.0%)
+    """
+    shares = [(much / little if little else 1.0) - 1 for much, little in pairs]
+    return Cost(*statistics.quantiles(shares * 2 if len(shares) == 1 else shares, method="inclusive"))
 
 
 def median(measurements: Sequence[Measurement]) -> Measurement:
@@ -119,9 +154,10 @@ def _compare(
     ]
     if query not in SQL:
         variants.remove((theirs, comparison.duckdb))
-    # The first round fills the file cache and the kernel cache, and does not count.
+    # The first round fills the file cache and the kernel cache, and does not count. Every other one goes backwards, so
+    # that what gets ever slower or faster tells nothing about who is.
     for turn in range(options.runs + 1):
-        for task, measurements in variants:
+        for task, measurements in variants if turn % 2 else reversed(variants):
             progress(f"{query}, {task.engine}, {threads} threads, run {turn} of {options.runs}")
             measurement = measure(task)
             if turn:
@@ -150,7 +186,7 @@ def table(comparisons: Sequence[Comparison]) -> Table:
         "DuckDB",
     ):
         shown.add_column(heading, justify="left" if heading == "query" else "right")
-    for heading in ("checkpoints", "their cost"):
+    for heading in ("checkpoints", "their cost", "of CPU"):
         shown.add_column(heading, justify="right")
     for c in comparisons:
         ours = median(c.millstream)
@@ -166,7 +202,8 @@ def table(comparisons: Sequence[Comparison]) -> Table:
             f"{ours.peak_rss / 2**20:,.0f} MiB",
             f"{theirs.peak_rss / 2**20:,.0f} MiB" if theirs else "",
             str(ours.checkpoints),
-            f"{c.checkpoint_cost:+.1%}",
+            str(c.checkpoint_cost),
+            str(c.checkpoint_cpu),
         )
     return shown
 
@@ -174,8 +211,8 @@ def table(comparisons: Sequence[Comparison]) -> Table:
 CAPTION: Final = (
     "Both read only the columns a query needs from the same Parquet files and drop the result: this engine in "
     "a blackhole sink, with checkpoints on; DuckDB (batch SQL) as a stream of Arrow record batches. Each run is "
-    "a process of its own; they take turns; the median is shown. The cost of checkpoints is against a run "
-    "with none but the last."
+    "a process of its own; they take turns; the median is shown. The cost of checkpoints is against the run "
+    "of the same turn with none but the last: median and quartiles."
 )
 
 
@@ -205,6 +242,7 @@ def as_json(comparisons: Sequence[Comparison], options: BenchOptions) -> dict[st
                 "best_events_per_s": round(c.input_events / min(m.seconds for m in c.millstream)),
                 "ratio": c.ratio,
                 "checkpoint_cost": c.checkpoint_cost,
+                "checkpoint_cpu": c.checkpoint_cpu,
                 "runs": {
                     "millstream": c.millstream,
                     "duckdb": c.duckdb,
