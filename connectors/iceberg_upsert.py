@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from pyiceberg.table import FileScanTask, Table, Transaction
 
 _RANK: Final = "$rank"
+_RANGED: Final = (pa.types.is_integer, pa.types.is_string, pa.types.is_large_string, pa.types.is_date)
+"""Types of which smallest and largest values are compared; files by keys of others are all looked at."""
 
 
 def upsert(
@@ -91,9 +93,11 @@ def _near(keys: pa.Table) -> BooleanExpression:
 
     found: BooleanExpression = AlwaysTrue()
     for name, column in zip(keys.schema.names, keys.columns, strict=True):
-        if pa.types.is_integer(column.type) or pa.types.is_string(column.type) or pa.types.is_date(column.type):
+        if any(is_kind(column.type) for is_kind in _RANGED):
             ends = pc.min_max(column).as_py()
-            found = And(found, GreaterThanOrEqual(name, ends["min"]), LessThanOrEqual(name, ends["max"]))
+            found = And(
+                found, GreaterThanOrEqual(term=name, value=ends["min"]), LessThanOrEqual(term=name, value=ends["max"])
+            )
     return found
 
 

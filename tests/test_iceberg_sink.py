@@ -198,10 +198,11 @@ def test_upserts_by_several_columns_are_those_of_a_dict(
         assert read(folder).num_rows == len(known)
 
 
-def test_an_upsert_is_one_snapshot_and_leaves_other_files_as_they_are(tmp_path: Path) -> None:
-    write(tmp_path, [ROWS.slice(0, 4), ROWS.slice(4, 4), ROWS.slice(8)], key="id")
+@pytest.mark.parametrize("key", ["id", "name"])
+def test_an_upsert_is_one_snapshot_and_leaves_other_files_as_they_are(key: str, tmp_path: Path) -> None:
+    write(tmp_path, [ROWS.slice(0, 4), ROWS.slice(4, 4), ROWS.slice(8)], key=key)
     before = {task.file.file_path for task in table_of(tmp_path).scan().plan_files()}
-    write(tmp_path, [ROWS.slice(5, 1)], restored=3, key="id")
+    write(tmp_path, [ROWS.slice(5, 1)], restored=3, key=key)
     table = table_of(tmp_path)
     counts = [table.scan(snapshot_id=s.snapshot_id).to_arrow().num_rows for s in table.snapshots()]
     assert counts == [0, 4, 8, 12, 12, 12]  # registered twice
