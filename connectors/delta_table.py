@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import os
-import random
 import re
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-import structlog
 from millstream.connectors.durable import with_advice
+from millstream.connectors.patience import insist
 from millstream.connectors.secrets import resolve
 from millstream.engine.errors import ExternalError, JobError, MillstreamError
 
@@ -21,8 +19,6 @@ if TYPE_CHECKING:
     import deltalake
 
 Result = TypeVar("Result")
-
-log = structlog.get_logger(__name__)
 
 _SCHEME: Final = re.compile(r"([a-z][a-z0-9+.-]*)://")
 _COLOUR: Final = re.compile(r"\x1b\[[0-9;]*m")
@@ -123,18 +119,6 @@ def blame_table(what: str, doing: str, *, advice: str = "") -> Iterator[None]:
 
 
 def persistently(attempt: Callable[[], Result], what: str, seconds: float) -> Result:
-    """Call ``attempt`` until it succeeds, with growing pauses, for so long; then let its error through.
-
-    Only for what finds out by itself, each time, whether it has been done.
-    """
+    """As ``insist``, while the store is away or others change the table."""
     passing = (driver().exceptions.CommitFailedError, OSError)
-    until, pause = time.monotonic() + seconds, 0.02
-    while True:
-        try:
-            return attempt()
-        except passing as error:
-            if time.monotonic() + pause > until:
-                raise
-            log.warning("trying again", what=what, error=explained(error), after_seconds=round(pause, 2))
-        time.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 - only so that many do not come back together
-        pause = min(2 * pause, 5.0)
+    return insist(attempt, what, seconds, may_pass=lambda error: isinstance(error, passing), explained=explained)

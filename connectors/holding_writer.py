@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from millstream.connectors.byte_size import byte_size
 from millstream.connectors.held_rows import HELD, HeldSchema, own_memory
-from millstream.connectors.outbox import ORDER, OutboxWriter, Sent
+from millstream.connectors.outbox import OutboxWriter, Sent
 from millstream.connectors.roll_agreement import RollAgreement
 from millstream.engine.changelog import is_changelog
 from millstream.engine.sink import Committable, SinkContext
@@ -100,7 +100,8 @@ class HoldingWriter(OutboxWriter):
         if self._since is None:
             self._since = self._rule.clock.wall()
             self._agreement.note_oldest(self._since)
-        self._note(batch.nbytes)
+        if not self._keys:  # how little is left of those with keys is known at the barrier
+            self._note(batch.nbytes)
 
     def prepare(self, epoch: int, final: bool) -> Sequence[Committable]:
         """Hand over all rows if it is time; keep them otherwise."""
@@ -156,6 +157,6 @@ class HoldingWriter(OutboxWriter):
             held = held.sort_by(self._columns.bucket)
         rows = self._publish(held.drop_columns([self._columns.bucket, self._columns.since]))
         if self._ordered:
-            rows = rows.append_column(ORDER, held[self._columns.bucket])
+            rows = rows.append_column(held.schema.field(self._columns.bucket), held[self._columns.bucket])
         rows = self._shrunk([rows])
-        return self._sent_off(rows, epoch) if rows.num_rows else []
+        return self._sent_off(rows, epoch, ordered=self._ordered) if rows.num_rows else []

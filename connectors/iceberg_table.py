@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import random
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 from urllib.parse import urlsplit
 
-import structlog
 from millstream.connectors.durable import with_advice
+from millstream.connectors.patience import insist
 from millstream.connectors.secrets import resolve
 from millstream.engine.errors import ExternalError, JobError, MillstreamError
 
@@ -20,8 +18,6 @@ if TYPE_CHECKING:
     from pyiceberg.table import Table
 
 Result = TypeVar("Result")
-
-log = structlog.get_logger(__name__)
 
 _RETRIES: Final = "commit.retry.num-retries"
 
@@ -121,25 +117,14 @@ def blame_catalog(what: str, doing: str, *, advice: str = "") -> Iterator[None]:
     except passing as error:
         raise ExternalError(with_advice(f"{what}: {doing} failed: {_explained(error)}")) from error
     except Exception as error:
-        if not isinstance(error, ValueError) and not type(error).__module__.startswith(("pyiceberg", "sqlalchemy")):
+        refused = isinstance(error, ValueError | NotImplementedError)
+        if not refused and not type(error).__module__.startswith(("pyiceberg", "sqlalchemy")):
             raise
         text = f"{what}: {doing} failed: {_explained(error)}"
         raise JobError(f"{text}. {advice}" if advice else text) from error
 
 
 def persistently(attempt: Callable[[], Result], what: str, seconds: float) -> Result:
-    """Call ``attempt`` until it succeeds, with growing pauses, for so long; then let its error through.
-
-    Only for what finds out by itself, each time, whether it has been done.
-    """
+    """As ``insist``, while catalog or store are away, or others change the table."""
     passing = _passing()
-    until, pause = time.monotonic() + seconds, 0.02
-    while True:
-        try:
-            return attempt()
-        except passing as error:
-            if time.monotonic() + pause > until:
-                raise
-            log.warning("trying again", what=what, error=_explained(error), after_seconds=round(pause, 2))
-        time.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 - only so that many do not come back together
-        pause = min(2 * pause, 5.0)
+    return insist(attempt, what, seconds, may_pass=lambda error: isinstance(error, passing), explained=_explained)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-import random
 import re
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+from millstream.connectors.patience import insist
 from millstream.connectors.secrets import resolve
 from millstream.engine.errors import ExternalError, JobError, MillstreamError
 from millstream.engine.logs import log
@@ -205,19 +204,12 @@ def blame_brokers(what: str, doing: str, brokers: Brokers, *, advice: str = "") 
 
 
 def persistently(attempt: Callable[[], Result], what: str, seconds: float, brokers: Brokers) -> Result:
-    """Call ``attempt`` until it succeeds, with growing pauses, for so long; then let its error through.
-
-    Only for what finds out by itself, each time, how much of it has been done.
-    """
-    kafka = driver()
-    until, pause = time.monotonic() + seconds, 0.05
-    while True:
-        try:
-            return attempt()
-        except (kafka.KafkaException, BufferError) as error:
-            if not may_pass(error) or time.monotonic() + pause > until:
-                raise
-            reason = brokers.hide(explained(error))
-            log.warning("trying again", what=what, error=reason, after_seconds=round(pause, 2))
-        time.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 - only so that many do not come back together
-        pause = min(2 * pause, 5.0)
+    """As ``insist``, while brokers are away or busy."""
+    they_say = (driver().KafkaException, BufferError)
+    return insist(
+        attempt,
+        what,
+        seconds,
+        may_pass=lambda error: isinstance(error, they_say) and may_pass(error),
+        explained=lambda error: brokers.hide(explained(error)),
+    )

@@ -27,8 +27,6 @@ from millstream.engine.sink import Committable, SinkContext, SinkWriter
 from millstream.engine.state import DELETED, StateDelta, StateTable
 
 OUTBOX: Final = "outbox"
-ORDER: Final = "$order"
-"""A last column of rows that wait: whole numbers, of lower ones first; they are published without it."""
 _COLUMNS: Final = pa.schema({"one": pa.int64(), "epoch": pa.int64()})
 _CHUNK_BYTES: Final = 2 << 20
 _FEW_ROWS: Final = 250_000
@@ -101,8 +99,12 @@ class Letter:
     digest: str
 
 
-def pack(rows: pa.Table, after: int) -> list[Committable]:
+def pack(rows: pa.Table, after: int, *, ordered: bool = False) -> list[Committable]:
     """Return rows as committables of modest size.
+
+    Args:
+        ordered: the last column is no column of the rows: those that have less in it come before others, of whatever
+            writer.
 
     >>> letter = unpack(pack(pa.table({"n": [1, 2]}), 7))
     >>> letter.after, letter.rows["n"].to_pylist()
@@ -116,7 +118,8 @@ def pack(rows: pa.Table, after: int) -> list[Committable]:
         buffer = pa.BufferOutputStream()
         with pa.ipc.new_stream(buffer, rows.schema, options=_IPC) as stream:
             stream.write_table(rows.slice(start, step))
-        committables.append(Committable({"arrow": buffer.getvalue().to_pybytes(), "after": after}))
+        payload = {"arrow": buffer.getvalue().to_pybytes(), "after": after}
+        committables.append(Committable(payload | ({"ordered": True} if ordered else {})))
     return committables
 
 
@@ -127,8 +130,9 @@ def unpack(committables: Sequence[Committable]) -> Letter:
     for committable in committables:
         digest.update(committable.payload["arrow"])
     rows = pa.concat_tables(tables)
-    if ORDER in rows.schema.names:
-        rows = rows.sort_by(ORDER).drop_columns(ORDER)
+    if any(c.payload.get("ordered") for c in committables):
+        last = rows.num_columns - 1
+        rows = rows.take(pc.sort_indices(rows.column(last))).remove_column(last)
     return Letter(rows, min(int(c.payload["after"]) for c in committables), digest.hexdigest())
 
 
@@ -239,11 +243,11 @@ class OutboxWriter(SinkWriter):
         rows, self._held, self._rows, self._limit = self._shrunk(self._held), [], 0, _FEW_ROWS
         return rows if rows.num_rows else None  # what came has been taken back
 
-    def _sent_off(self, rows: pa.Table, epoch: int) -> Sequence[Committable]:
-        """Return rows as they are handed over."""
+    def _sent_off(self, rows: pa.Table, epoch: int, *, ordered: bool = False) -> Sequence[Committable]:
+        """Return rows as they are handed over; see ``pack``."""
         after = self._sent.before(epoch)
         self._sent.note(epoch)
-        return pack(rows, after)
+        return pack(rows, after, ordered=ordered)
 
     def _shrunk(self, tables: Sequence[pa.Table]) -> pa.Table:
         rows = pa.concat_tables(tables)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -10,9 +9,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+from millstream.connectors.patience import insist
 from millstream.connectors.secrets import resolve
 from millstream.engine.errors import ExternalError, JobError
-from millstream.engine.logs import log
 from millstream.engine.store.columns import quote
 
 if TYPE_CHECKING:
@@ -180,18 +179,12 @@ class Absence:
 
 
 def persistently(attempt: Callable[[], Result], what: str, seconds: float) -> Result:
-    """Call ``attempt`` until it succeeds, with growing pauses, for so long; then let its error through.
-
-    Only for what finds out by itself, each time, how much of it has been done.
-    """
-    psycopg = driver()
-    until, pause = time.monotonic() + seconds, 0.05
-    while True:
-        try:
-            return attempt()
-        except psycopg.Error as error:
-            if not may_pass(error) or time.monotonic() + pause > until:
-                raise
-            log.warning("trying again", what=what, error=explained(error), after_seconds=round(pause, 2))
-        time.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 - only so that many do not come back together
-        pause = min(2 * pause, 5.0)
+    """As ``insist``, while the server is away or busy."""
+    server_says = driver().Error
+    return insist(
+        attempt,
+        what,
+        seconds,
+        may_pass=lambda error: isinstance(error, server_says) and may_pass(error),
+        explained=explained,
+    )

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from millstream.connectors.holding_writer import Holding, HoldingWriter, HoldRule, held_table
-from millstream.connectors.outbox import Sent, outbox_table, settle, unpack
+from millstream.connectors.outbox import Sent, outbox_table, pack, settle, unpack
 from millstream.connectors.roll_agreement import RollAgreement
 from millstream.engine.changelog import WEIGHT, weighted
 from millstream.engine.sink import Committable, SinkContext
@@ -183,3 +183,9 @@ def test_what_is_published_is_what_was_written_up_to_an_epoch(kind: Kind, run: l
     job.start(2)
     assert not any(writer._kept for writer in job.writers), "what was published is held no more"
     job.model.check_untouched()
+
+
+def test_rows_of_all_writers_are_put_in_order_by_what_is_no_column_of_theirs() -> None:
+    one, two = (pa.table([[f"{n}" for n in order], order], ["a", "a"]) for order in ([3, 5], [1, 4]))
+    letter = unpack([*pack(one, 7, ordered=True), *pack(two, 8, ordered=True)])
+    assert (letter.rows.to_pydict(), letter.after) == ({"a": ["1", "3", "4", "5"]}, 7)

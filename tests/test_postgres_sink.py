@@ -231,9 +231,9 @@ def test_rows_that_go_nowhere_are_refused_when_the_job_is_built(
 @pytest.mark.parametrize(
     ("options", "error"),
     [
-        ({"mode": "upsert"}, "need a key"),
-        ({"mode": "append", "key": "a"}, "appends have none"),
-        ({"mode": "replace"}, "'upsert' or 'append'"),
+        ({"mode": "upsert"}, "needs a key"),
+        ({"mode": "append", "key": "a"}, "append.*has none"),
+        ({"mode": "replace"}, "got mode='replace'"),
         ({"table": ""}, "empty"),
     ],
 )
