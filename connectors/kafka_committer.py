@@ -2,8 +2,9 @@
 
 The protocol is that of Materialize's Kafka sink and of Kafka Connect's exactly-once sources: fence, then read, then
 write. A producer with a new epoch of its own makes the brokers decide what its predecessors have begun, and only then
-is the marker read. Each transaction has a producer of its own: librdkafka's transactions lack KIP-890, and a delayed
-answer to one of them may commit or abort the next one of the same producer (KAFKA-17754).
+is the marker read; both in advance, while an epoch is under way. Each transaction has a producer of its own:
+librdkafka's transactions lack KIP-890, and a delayed answer to one of them may commit or abort the next one of the same
+producer (KAFKA-17754).
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ class KafkaCommitter(Committer):
             "transactional.id": f"millstream-{context.job_id}-{context.sink_id}",
             "message.max.bytes": most_bytes,
         }
-        self._producers = Producers(target.brokers, own, target.topic, self._seconds)
+        self._producers = Producers(target.brokers, own, target.topic, self._seconds, progress.records)
         self._registered = False
         doing = f"registering this start of the job in topic {progress.topic!r}"
         with blame_brokers(self._name, doing, target.brokers, advice=_RIGHTS):
@@ -115,8 +116,8 @@ class KafkaCommitter(Committer):
 
     def _register(self) -> None:
         self._progress.make()
-        producer = self._producers.take()
-        record = self._progress.registered()
+        producer, records = self._producers.take()
+        record = self._progress.registered(records)
         if record is None:
             return
         producer.begin_transaction()
@@ -127,8 +128,8 @@ class KafkaCommitter(Committer):
 
     def _publish(self, epoch: _Epoch) -> bool:
         """Publish what is missing of an epoch, as much as fits into a transaction; return whether all is there."""
-        producer = self._producers.take()
-        record = self._progress.read()
+        producer, records = self._producers.take()
+        record = records.get(self._progress.key)
         marker = None if record is None else record.marker
         publisher, number, digest = self._publisher, epoch.number, epoch.digest
         missing = publisher.must_publish(marker, number, epoch.after, digest, registered=self._registered)

@@ -1,14 +1,14 @@
-"""Transactional producers, each for one transaction, made before they are needed."""
+"""Transactional producers, each for one transaction, made before they are needed, with what there is once they are."""
 
 from __future__ import annotations
 
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from millstream.connectors.kafka_connection import Brokers, code_of, driver
 from millstream.engine.failpoints import hit
@@ -17,47 +17,54 @@ if TYPE_CHECKING:
     from confluent_kafka import Producer
 
 
+Found = TypeVar("Found")
+
 _ASK_AGAIN_SECONDS: Final = 0.02
 _ASK_AGAIN_AT_MOST: Final = 0.5
 
 
-class Producers:
-    """Producers with one transactional id. Each fences those before it.
+class Producers(Generic[Found]):
+    """Producers with one transactional id. Each fences those before it, and only then one looks what they have written.
 
-    It does no harm that one is made long before it is used: whoever fences it later makes its transaction fail, and
-    what is read once it is there cannot be changed by those before it. It fences when it has its epoch, so the one
-    after it may be connected meanwhile, but no more.
+    It does no harm that both are done long before a producer is used. Of what is written under this transactional id,
+    those before it can change nothing any more, and whoever comes after it has to fence it first: so as long as its
+    transaction can be committed, what was found is what there is. It fences when it has its epoch, so the one after it
+    may be connected meanwhile, but no more.
 
     Args:
         topic: any that is there.
         seconds: how long one may take.
+        look: what is done when a producer has fenced those before it; never twice at a time.
     """
 
-    def __init__(self, brokers: Brokers, settings: Mapping[str, Any], topic: str, seconds: float) -> None:
+    def __init__(
+        self, brokers: Brokers, settings: Mapping[str, Any], topic: str, seconds: float, look: Callable[[], Found]
+    ) -> None:
         self._brokers = brokers
         self._settings = dict(settings)
         self._topic = topic
         self._seconds = seconds
-        self._next: Future[Producer] | None = None
+        self._look = look
+        self._next: Future[tuple[Producer, Found]] | None = None
         self._connected: deque[Producer] = deque(maxlen=1)
 
-    def take(self) -> Producer:
-        """Return a producer nobody has used, when the transactions of those before it are decided.
+    def take(self) -> tuple[Producer, Found]:
+        """Return a producer nobody has used, and what was found when the transactions before it were decided.
 
         Raises:
             KafkaException: the brokers are away or refuse.
         """
         future, self._next = self._next, None
-        return self._fenced() if future is None else future.result()
+        return self._ready() if future is None else future.result()
 
     def prepare(self, used: Producer) -> None:
         """Begin to make the next one, which takes a while, and let go of one whose transaction is over."""
-        future: Future[Producer] = Future()
+        future: Future[tuple[Producer, Found]] = Future()
         over = [used]
 
         def make() -> None:
             try:
-                future.set_result(self._fenced())
+                future.set_result(self._ready())
             except BaseException as error:
                 future.set_exception(error)
             else:
@@ -71,6 +78,10 @@ class Producers:
         """Let go of the next ones."""
         self._next = None
         self._connected.clear()
+
+    def _ready(self) -> tuple[Producer, Found]:
+        producer = self._fenced()
+        return producer, self._look()
 
     def _fenced(self) -> Producer:
         producer = self._connected.pop() if self._connected else self._connect()

@@ -7,8 +7,9 @@ Group offsets would do for that, too, but Kafka drops those of a group that has 
 from __future__ import annotations
 
 import re
+import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import blake2s
 from typing import TYPE_CHECKING, Any, Final
 
@@ -84,6 +85,8 @@ class Progress:
     again: bool
     _from: int | None = None
     _consumer: Consumer | None = None
+    _reading: threading.Lock = field(default_factory=threading.Lock)
+    _over: bool = False
 
     def make(self) -> None:
         """Make the topic if it is not there. Raises JobError if the one that is there is not compacted."""
@@ -126,12 +129,16 @@ class Progress:
 
     # -- reading: only after a new producer has fenced the others, so that what is found cannot change ----------------
 
-    def read(self) -> Record | None:
-        """Return this sink's record, if it has one."""
-        return self._records().get(self._key)
+    def records(self) -> dict[bytes, Record]:
+        """Read the topic to its end, from this sink's last record on; called by one thread at a time."""
+        try:
+            with self._reading:
+                return self._records()
+        finally:
+            if self._over:
+                self.close()
 
     def _records(self) -> dict[bytes, Record]:
-        """Read the topic to its end, from this sink's last record on."""
         kafka = driver()
         if self._consumer is None:
             self._consumer = self.brokers.consumer({"auto.offset.reset": "earliest", "fetch.wait.max.ms": 1})
@@ -143,12 +150,20 @@ class Progress:
             found = self._read_to_the_end(self._consumer)
             self._consumer.unassign()
         except BaseException:
-            self.close()
+            self._let_go()
             raise
         return found
 
     def close(self) -> None:
-        """Let go of the connection."""
+        """Let go of the connection; whoever reads does it when it has."""
+        self._over = True
+        if self._reading.acquire(blocking=False):
+            try:
+                self._let_go()
+            finally:
+                self._reading.release()
+
+    def _let_go(self) -> None:
         consumer, self._consumer = self._consumer, None
         if consumer is not None:
             consumer.close()
@@ -167,7 +182,7 @@ class Progress:
                 record = self._decoded(message.key(), message.value())
                 if record is not None:
                     found[message.key()] = record
-                if message.key() == self._key:
+                if message.key() == self.key:
                     self._from = message.offset()
             elif of_no_concern(error):
                 continue
@@ -199,14 +214,16 @@ class Progress:
 
     # -- writing: each within a transaction ----------------------------------------------------------------------
 
-    def registered(self) -> Record | None:
+    def registered(self, records: dict[bytes, Record]) -> Record | None:
         """Return the record that says that this start has taken over; None: there should be one to change.
+
+        Args:
+            records: all there are.
 
         Raises:
             JobError: this start must not write.
         """
-        records = self._records()
-        record = records.get(self._key)
+        record = records.get(self.key)
         self.publisher.may_start(None if record is None else record.furthest)
         context = self.publisher.context
         if record is not None:
@@ -236,7 +253,7 @@ class Progress:
 
     def write(self, producer: Producer, record: Record) -> None:
         """Add a record to a producer's transaction."""
-        producer.produce(self.topic, msgspec.json.encode(record), self._key, 0)
+        producer.produce(self.topic, msgspec.json.encode(record), self.key, 0)
 
     def _check_alone(self, records: dict[bytes, Record]) -> None:
         """Refuse a job that starts anew beside what it has written from another store."""
@@ -252,7 +269,8 @@ class Progress:
                 )
 
     @property
-    def _key(self) -> bytes:
+    def key(self) -> bytes:
+        """That of this sink's record."""
         context = self.publisher.context
         return f"{context.job_id}/{context.sink_id}".encode()
 

@@ -17,24 +17,15 @@ from kafka_model.clients import ModelConsumer
 from kafka_model.trial import Mutation
 
 
-class MarkerBeforeFence(KafkaCommitter):
+class MarkerBeforeFence(Producers[Any]):
     """Reads the marker, and only then ends what others have begun."""
 
-    def _register(self) -> None:
-        self._progress.make()
-        self._read()
-        super()._register()
-
-    def _publish(self, epoch: Any) -> bool:
-        self._read()
-        return super()._publish(epoch)
-
-    def _read(self) -> None:
-        found = Progress._records(self._progress)
-        self._progress._records = lambda: found  # type: ignore[method-assign]
+    def _ready(self) -> tuple[Any, Any]:
+        found = self._look()
+        return self._fenced(), found
 
 
-class NoFence(Producers):
+class NoFence(Producers[Any]):
     """Each producer has an id of its own, so that none ends the transaction of another."""
 
     def _fenced(self) -> Any:
@@ -42,12 +33,12 @@ class NoFence(Producers):
         return super()._fenced()
 
 
-class OneProducer(Producers):
+class OneProducer(Producers[Any]):
     """Goes on with the same producer, whatever has become of its last transaction, as long as it can be used."""
 
     _kept: Any = None
 
-    def take(self) -> Any:
+    def take(self) -> tuple[Any, Any]:
         producer = self._kept
         try:
             if producer is None:
@@ -60,7 +51,7 @@ class OneProducer(Producers):
             self._kept = None
             raise
         self._kept = producer
-        return producer
+        return producer, self._look()
 
     def prepare(self, used: Any) -> None:
         """There is one already."""
@@ -120,7 +111,7 @@ class MarkerOfGroup(Progress):
     def _records(self) -> dict[bytes, Record]:
         consumer: Any = self.brokers.consumer({})
         text = consumer.committed_metadata(self.topic, 30.0)
-        return {} if text is None else {self._key: msgspec.json.decode(text, type=Record)}
+        return {} if text is None else {self.key: msgspec.json.decode(text, type=Record)}
 
     def write(self, producer: Any, record: Record) -> None:
         offset = TopicPartition(self.target, 0, 0, msgspec.json.encode(record).decode())
@@ -130,7 +121,7 @@ class MarkerOfGroup(Progress):
 _CONNECTORS: Final = "millstream.connectors."
 
 MUTATIONS: Final = {
-    "marker read before the fence": Mutation({f"{_CONNECTORS}kafka_sink.KafkaCommitter": MarkerBeforeFence}),
+    "marker read before the fence": Mutation({f"{_CONNECTORS}kafka_committer.Producers": MarkerBeforeFence}),
     "no fence": Mutation({f"{_CONNECTORS}kafka_committer.Producers": NoFence}),
     "producer reused": Mutation({f"{_CONNECTORS}kafka_committer.Producers": OneProducer}),
     "published before the checkpoint": Mutation(published_first=True),
