@@ -47,6 +47,7 @@ class Producers(Generic[Found]):
         self._look = look
         self._next: Future[tuple[Producer, Found]] | None = None
         self._connected: deque[Producer] = deque(maxlen=1)
+        self._over = False
 
     def take(self) -> tuple[Producer, Found]:
         """Return a producer nobody has used, and what was found when the transactions before it were decided.
@@ -75,7 +76,8 @@ class Producers(Generic[Found]):
         threading.Thread(target=make, name="millstream-kafka-producer", daemon=True).start()
 
     def close(self) -> None:
-        """Let go of the next ones."""
+        """Let go of the next ones, also of one that is being made."""
+        self._over = True
         self._next = None
         self._connected.clear()
 
@@ -93,6 +95,8 @@ class Producers(Generic[Found]):
         # What fails is tried again, and complained of, when it is needed.
         with suppress(Exception):
             self._connected.append(self._connect())
+        if self._over:
+            self._connected.clear()
 
     def _connect(self) -> Producer:
         producer = self._brokers.producer(self._settings)

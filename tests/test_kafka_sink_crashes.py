@@ -13,10 +13,13 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import millstream as ms
 import pyarrow as pa
 import pytest
+from kafka_kit import until
+from millstream.connectors.kafka_progress import Progress
 from millstream.engine.errors import ExternalError
 from millstream.engine.sink import SinkContext
 from nursery import Nursery, Start
@@ -234,6 +237,38 @@ def check_lost_answers(broker: Broker, address: str) -> None:
         committer.commit(epoch, writer.prepare(epoch, False))
     committer.close()
     assert numbers(broker, topic) == [*range(10)] * 3
+
+
+def test_closing_waits_for_nobody_who_reads_the_marker_ahead_and_leaves_no_connection(
+    kafka: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    topic = kafka.create("t")
+    began, may_go_on = threading.Event(), threading.Event()
+    read_to_the_end = Progress._read_to_the_end
+    before = connections()
+    sink = ms.kafka_sink(kafka.address, topic)
+    committer, writer = sink.committer(ROWS.schema, CONTEXT), sink.writer(ROWS.schema, CONTEXT)
+    writer.write(ROWS)
+    committer.commit(1, writer.prepare(1, False))
+    until(lambda: not [t for t in threading.enumerate() if t.name == "millstream-kafka-producer"])
+
+    def read(progress: Progress, consumer: Any) -> Any:
+        began.set()
+        assert may_go_on.wait(30)
+        return read_to_the_end(progress, consumer)
+
+    writer.write(ROWS)
+    monkeypatch.setattr(Progress, "_read_to_the_end", read)
+    committer.commit(2, writer.prepare(2, False))
+    assert began.wait(30)
+    committer.close()
+    may_go_on.set()
+    until(lambda: connections() <= before)
+
+
+def connections() -> int:
+    """How many clients of librdkafka there are in this process."""
+    return sum(task.read_text() == "rdk:main\n" for task in Path("/proc/self/task").glob("*/comm"))
 
 
 @pytest.mark.slow
