@@ -5,7 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 from urllib.parse import quote
 
 import numpy as np
@@ -14,12 +14,16 @@ import pyarrow.compute as pc
 from millstream.connectors.file_formats import json_lines
 from millstream.engine.errors import DataError
 from millstream.engine.sink import Committable, SinkContext, SinkWriter
+from millstream.engine.source import DeadLetter
 
 _PIECE: Final = 2 << 20
 """Bytes of messages in one committable, or one message if it has more."""
 
 _PLAIN: Final = "!\"#$&'()*+,-./:;<=>?@[]^_`{|}~ "
 """What may stand in a header besides letters and digits; the percent sign is what the rest is written with."""
+
+
+Orders: TypeAlias = np.ndarray[tuple[int], np.dtype[np.int64]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +36,7 @@ class Message:
         number: its place among those of that epoch and writer, from 0.
         key: what tells a receiver that it is the same one, however often it comes; printable ASCII.
         order: messages with equal ones are sent one after the other; None: whenever.
+        attempts: how often it is tried, this time included: more than once, if it was put aside and replayed.
     """
 
     epoch: int
@@ -40,6 +45,7 @@ class Message:
     key: str
     order: int | None
     body: bytes
+    attempts: int = 1
 
     @property
     def place(self) -> tuple[int, int, int]:
@@ -62,6 +68,11 @@ class OutboxWriter(SinkWriter):
         self._order_by = order_by
         self._subtask = context.subtask
         self._batches: list[pa.RecordBatch] = []
+        self._again: list[DeadLetter] = []
+
+    def replay(self, messages: Sequence[DeadLetter]) -> None:
+        """Take messages again that were put aside: with their bytes, and the keys that they had."""
+        self._again += messages
 
     def write(self, batch: pa.RecordBatch) -> None:
         """Keep a batch. Raises DataError if a message has no name."""
@@ -73,24 +84,62 @@ class OutboxWriter(SinkWriter):
         self._batches.append(batch)
 
     def prepare(self, epoch: int, final: bool) -> Sequence[Committable]:
-        """Hand over the epoch's messages."""
+        """Hand over the epoch's messages, first those that are replayed."""
         del final
+        again, self._again = self._again, []
         batches, self._batches = self._batches, []
+        named = [_place(letter) for letter in again]
+        orders = None if self._order_by is None else np.array([order for order, _ in named], "<i8")
+        attempts = [letter.attempts + 1 for letter in again]
+        pieces = self._packed(epoch, 0, [letter.raw for letter in again], [key for _, key in named], orders, attempts)
         if not batches:
-            return []
+            return pieces
         rows = pa.Table.from_batches(batches)
         bodies = [line for lines in json_lines(rows) for line in lines.splitlines()]
         keys = None if self._key is None else _texts(rows, self._key)
         orders = None if self._order_by is None else _hashes(rows, self._order_by)
+        return pieces + self._packed(epoch, len(again), bodies, keys, orders)
+
+    def _packed(
+        self,
+        epoch: int,
+        first: int,
+        bodies: Sequence[bytes],
+        keys: Sequence[str] | None,
+        orders: Orders | None,
+        attempts: Sequence[int] | None = None,
+    ) -> list[Committable]:
+        """Return messages as committables; the first of them has the number ``first``."""
         pieces = []
-        for start, end in _pieces(bodies):
+        for start, end in _pieces(bodies) if bodies else ():
             ends = np.cumsum([len(body) for body in bodies[start:end]], dtype="<i8")
-            payload: dict[str, Any] = {"epoch": epoch, "subtask": self._subtask, "first": start}
+            payload: dict[str, Any] = {"epoch": epoch, "subtask": self._subtask, "first": first + start}
             payload |= {"ends": ends.tobytes(), "bodies": b"".join(bodies[start:end])}
-            payload |= {} if keys is None else {"keys": keys[start:end]}
+            payload |= {} if keys is None else {"keys": list(keys[start:end])}
             payload |= {} if orders is None else {"orders": orders[start:end].tobytes()}
+            payload |= {} if attempts is None else {"attempts": list(attempts[start:end])}
             pieces.append(Committable(payload))
         return pieces
+
+
+def put_aside(message: Message, sink: str, refusal: str) -> DeadLetter:
+    """Return what is kept of a message that was refused for good: all that it takes to send it again."""
+    order = "" if message.order is None else f", order {message.order}"
+    return DeadLetter(
+        sink,
+        f"epoch {message.epoch}, subtask {message.subtask}",
+        f"message {message.number}{order}, key {message.key}",
+        refusal,
+        message.body,
+        message.attempts,
+    )
+
+
+def _place(letter: DeadLetter) -> tuple[int, str]:
+    """Return the order (0 if it had none) and the key of a message that was put aside."""
+    place, _, key = letter.position.partition(", key ")
+    _, _, order = place.partition(", order ")
+    return int(order or 0), key
 
 
 def _pieces(bodies: Sequence[bytes]) -> Iterator[tuple[int, int]]:
@@ -107,7 +156,7 @@ def _texts(rows: pa.Table, column: str) -> list[str]:
     return [quote(value, safe=_PLAIN) for value in pc.cast(rows[column], pa.string()).to_pylist()]
 
 
-def _hashes(rows: pa.Table, column: str) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+def _hashes(rows: pa.Table, column: str) -> Orders:
     texts = pc.cast(rows[column], pa.string()).to_pylist()
     return np.fromiter((zlib.crc32((text or "").encode()) for text in texts), "<i8", len(texts))
 
@@ -130,5 +179,6 @@ def unpacked(committables: Sequence[Committable], job_id: str, sink_id: str) -> 
             number = first + index
             key = f"{job_id}-{sink_id}-{epoch}-{subtask}-{number}-{zlib.crc32(body):08x}"
             key = payload["keys"][index] if "keys" in payload else key
-            messages.append(Message(epoch, subtask, number, key, orders[index] if orders else None, body))
+            attempts = payload["attempts"][index] if "attempts" in payload else 1
+            messages.append(Message(epoch, subtask, number, key, orders[index] if orders else None, body, attempts))
     return messages

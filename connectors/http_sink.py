@@ -12,14 +12,13 @@ from urllib.parse import urlsplit
 import pyarrow as pa
 from millstream.connectors.file_formats import JsonLines
 from millstream.connectors.http_journal import Journal
-from millstream.connectors.http_outbox import Message, OutboxWriter, unpacked
+from millstream.connectors.http_outbox import Message, OutboxWriter, put_aside, unpacked
 from millstream.connectors.secrets import resolve
 from millstream.engine.errors import JobError, SchemaError
 from millstream.engine.failpoints import hit
 from millstream.engine.retry import Retry
 from millstream.engine.retry import retry as retry_rule
 from millstream.engine.sink import Committable, Committer, Sink, SinkContext, SinkKind, SinkWriter
-from millstream.engine.source import DeadLetter
 from millstream.engine.time import Duration, micros
 
 if TYPE_CHECKING:
@@ -155,6 +154,11 @@ class HttpSink(Sink):
                     "date or a time"
                 )
 
+    @property
+    def replays(self) -> bool:
+        """Messages are put aside with all that it takes to send them again."""
+        return True
+
     def writer(self, schema: pa.Schema, context: SinkContext) -> SinkWriter:
         """Make one running copy."""
         del schema
@@ -220,16 +224,7 @@ class _HttpCommitter(Committer):
         """First they are dead letters, then that is noted: after a crash between the two they are sent once more."""
         if not refused:
             return
-        letters = [
-            DeadLetter(
-                self._sink.name,
-                f"epoch {message.epoch}, subtask {message.subtask}",
-                f"message {message.number}, key {message.key}",
-                refusal,
-                message.body,
-            )
-            for message, refusal in refused
-        ]
+        letters = [put_aside(message, self._sink.name, refusal) for message, refusal in refused]
         self._context.put_aside(epoch, letters)
         hit("http.put_aside")
         self._journal.settle(message.place for message, _ in refused)

@@ -83,6 +83,15 @@ class SinkWriter(ABC):
         With ``final`` the stream has ended: nothing may be held back in state.
         """
 
+    def replay(self, messages: Sequence[DeadLetter]) -> None:
+        """Take messages again that were put aside, to be part of the next epoch; see ``Sink.replays``.
+
+        Args:
+            messages: as the committer gave them to ``SinkContext.put_aside``, oldest first.
+        """
+        del messages
+        raise AssertionError(f"{type(self).__name__} is of a sink that takes no messages again")
+
     def snapshot(self, epoch: int) -> Mapping[str, StateDelta]:
         """As ``Operator.snapshot``; called right after ``prepare``."""
         del epoch
@@ -142,6 +151,11 @@ class Sink(ABC):
     @property
     def takes_changelog(self) -> bool:
         """Whether it takes rows back: what it is then handed has a last column ``WEIGHT`` of +1 and -1."""
+        return False
+
+    @property
+    def replays(self) -> bool:
+        """Whether its writers take messages again that its committer has put aside."""
         return False
 
     def check(self, schema: pa.Schema) -> None:

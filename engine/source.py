@@ -61,13 +61,19 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """Bad input, kept: what it was, where it stood, why it was refused."""
+    """Bad input, or a message that a sink could not deliver: what it was, where it stood, why it was refused.
+
+    Attributes:
+        source: the name of the source, or of the sink.
+        attempts: how often it has been tried.
+    """
 
     source: str
     split: str
     position: str
     error: str
     raw: bytes
+    attempts: int = 1
 
 
 @dataclass(frozen=True, slots=True)

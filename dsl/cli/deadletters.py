@@ -12,6 +12,7 @@ from millstream.cli.options import FILE, FORMAT, JOB, STORE
 from millstream.engine.errors import JobError
 
 if TYPE_CHECKING:
+    from millstream.engine.plan import Plan
     from millstream.engine.store.letters import LetterChange, Selection
     from millstream.engine.store.reader import StoreReader
 
@@ -162,38 +163,46 @@ def replay(  # noqa: PLR0913, PLR0917 - one parameter per option
 ) -> None:
     """Have the job in FILE process dead letters of STORE again: those chosen, or --all. It must be stopped.
 
-    They are marked; the next start of the job hands their rows to the operator that could not take them, before it
-    reads anything else, and removes them in the checkpoint that holds what came of them. A row that fails again
-    becomes a dead letter again.
+    They are marked; the next start of the job hands their rows to the operator that could not take them, or messages
+    to the HTTP sink that could not deliver them, before it reads anything else, and removes them in the checkpoint that
+    holds what came of them. What fails again becomes a dead letter again.
     """
+    from millstream.cli.loading import load_job
+    from millstream.engine.runtime.letters import replaying_sinks
     from millstream.engine.store.letters import LetterChange
     from millstream.engine.store.reader import StoreReader
 
-    selection = replace(_demanded(_selection(ids, source, operator, since), everything), rows=True)
+    selection = _demanded(_selection(ids, source, operator, since), everything)
     if undo:
-        count = _change(store, selection, LetterChange.UNMARK)
+        count = _change(store, replace(selection, marked=True), LetterChange.UNMARK)
         click.echo(f"{count:,} dead letters will not be replayed", err=True)
         return
+    plan = load_job(job).plan()
+    selection = replace(selection, rows=True, sinks=replaying_sinks(plan))
     with StoreReader.open(store) as reader:
-        _check_replay(reader, selection, job)
+        _check_replay(reader, selection, plan)
     count = _change(store, selection, LetterChange.MARK)
     click.echo(f"{count:,} dead letters will be replayed by: millstream run {job} --store {store}", err=True)
 
 
-def _check_replay(reader: StoreReader, selection: Selection, job: str) -> None:
-    from millstream.cli.loading import load_job
+def _check_replay(reader: StoreReader, selection: Selection, plan: Plan) -> None:
     from millstream.engine.runtime.letters import check_replayable
 
-    of_sources = reader.count_dead_letters(replace(selection, rows=False))
+    others = reader.count_dead_letters(replace(selection, rows=False))
     letters = reader.replayable_letters(selection)
-    if of_sources and not letters:
+    if others and not letters:
         raise JobError(
             "dead letters of sources cannot be replayed: write them to a file with millstream deadletters export, mend "
-            "it, put it where the source reads, and drop them"
+            "it, put it where the source reads, and drop them. Those of a sink can, if it is in the job as it was: it, "
+            "and what comes before it, must not have changed"
         )
-    if of_sources:
-        click.echo(f"{of_sources:,} dead letters of sources are left: they can only be exported", err=True)
-    check_replayable(letters, load_job(job).plan())
+    if others:
+        click.echo(
+            f"{others:,} dead letters of sources, or of sinks that are not in the job, are left: they can only be "
+            "exported",
+            err=True,
+        )
+    check_replayable(letters, plan)
 
 
 def _demanded(selection: Selection, everything: bool) -> Selection:

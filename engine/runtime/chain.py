@@ -13,6 +13,7 @@ from millstream.engine.failpoints import hit
 from millstream.engine.operator import MAIN, Exchange, ExchangeKind, Fault, Operator
 from millstream.engine.runtime.channel import Channel
 from millstream.engine.sink import Committable, SinkWriter
+from millstream.engine.source import DeadLetter
 from millstream.engine.store.types import DeadRows, NamedDelta, NodeLetters
 from millstream.engine.time import END_OF_TIME, START_OF_TIME, Clock
 
@@ -277,6 +278,11 @@ class SinkTarget:
         self.busy = True
         self.writer.write(batch)
         self.busy = False
+
+    def replay(self, messages: Sequence[DeadLetter]) -> None:
+        """Take messages again that were put aside."""
+        self.rows += len(messages)
+        self.writer.replay(messages)
 
     def watermark(self, time: int) -> None:
         """Note it, to show it."""

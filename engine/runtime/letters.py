@@ -11,9 +11,10 @@ from typing import Final
 import pyarrow as pa
 from millstream.engine.errors import StateMismatch
 from millstream.engine.failpoints import hit
+from millstream.engine.graph import OperatorId, Write
 from millstream.engine.operator import Exchange, ExchangeKind, OperatorSpec
 from millstream.engine.plan import Plan
-from millstream.engine.runtime.chain import OperatorTarget
+from millstream.engine.runtime.chain import OperatorTarget, SinkTarget
 from millstream.engine.runtime.subtask import Subtask
 from millstream.engine.source import DeadLetter
 from millstream.engine.store.store import CheckpointStore
@@ -80,15 +81,24 @@ def check_replayable(letters: Sequence[MarkedLetter], plan: Plan) -> None:
         )
 
 
+def replaying_sinks(plan: Plan) -> tuple[str, ...]:
+    """Return the ids of a job's sinks that take messages again which they have put aside."""
+    return tuple(node.id for node in plan.graph.sinks() if isinstance(node.body, Write) and node.body.sink.replays)
+
+
 def _misfit(letter: MarkedLetter, plan: Plan) -> str:
-    node = plan.graph.nodes.get(letter.node_id)  # type: ignore[call-overload]
+    node = plan.graph.nodes.get(OperatorId(letter.node_id))
+    if isinstance(letter.letter, DeadLetter):
+        if letter.node_id in replaying_sinks(plan):
+            return ""
+        return f"sink {letter.name!r} ({letter.node_id}) is not in the job: it, or something before it, was changed"
     if node is None or not isinstance(node.body, OperatorSpec):
         return (
             f"operator {letter.name!r} ({letter.node_id}) is not in the job: it was removed, or it or something before "
             f"it was changed"
         )
     (wanted,) = plan.input_schemas(node)
-    have = letter.row.schema
+    have = letter.letter.schema
     differences = [
         f"{field.name!r} is {have.field(field.name).type if field.name in have.names else 'missing'} in the letter, "
         f"{field.type} in the job"
@@ -101,18 +111,28 @@ def _misfit(letter: MarkedLetter, plan: Plan) -> str:
 def schedule_replays(letters: Sequence[MarkedLetter], plan: Plan, subtasks: Sequence[Subtask]) -> None:
     """Have subtasks process dead letters again before anything else, so that the first epoch covers what comes of it.
 
-    Rows go where the operator's exchange sends them, in the order in which they became dead letters.
+    Rows go where the operator's exchange sends them, in the order in which they became dead letters. Messages of a sink
+    all go to its first writer.
     """
-    if not letters:
-        return
+    rows: Mapping[str, list[MarkedLetter]] = defaultdict(list)
+    messages: Mapping[str, list[DeadLetter]] = defaultdict(list)
+    for letter in letters:
+        if isinstance(letter.letter, DeadLetter):
+            messages[letter.node_id].append(letter.letter)
+        else:
+            rows[letter.node_id].append(letter)
+    _schedule_rows(rows, plan, subtasks)
+    for node_id, own in messages.items():
+        subtask, sink = next((s, sink) for s in subtasks for sink in s.parts.sinks if sink.id == node_id)
+        subtask.do_first(partial(_replay_messages, sink, own))
+
+
+def _schedule_rows(letters: Mapping[str, list[MarkedLetter]], plan: Plan, subtasks: Sequence[Subtask]) -> None:
     targets: Mapping[str, list[tuple[Subtask, OperatorTarget]]] = defaultdict(list)
-    for subtask in subtasks:
+    for subtask in subtasks if letters else ():
         for target in subtask.parts.operators:
             targets[target.id].append((subtask, target))
-    by_node: Mapping[str, list[MarkedLetter]] = defaultdict(list)
-    for letter in letters:
-        by_node[letter.node_id].append(letter)
-    for node_id, own in by_node.items():
+    for node_id, own in letters.items():
         node = plan.graph.nodes[node_id]  # type: ignore[index]
         assert isinstance(node.body, OperatorSpec)
         copies = targets[node_id]
@@ -127,11 +147,17 @@ def _replay(target: OperatorTarget, batch: pa.RecordBatch, attempts: int) -> Non
     target.replay(batch, attempts)
 
 
+def _replay_messages(sink: SinkTarget, messages: Sequence[DeadLetter]) -> None:
+    hit("letters.replay")
+    sink.replay(messages)
+
+
 def _batches(letters: Sequence[MarkedLetter], schema: pa.Schema) -> list[tuple[int, pa.RecordBatch]]:
     """Put rows together that have been tried equally often."""
     by_attempts: Mapping[int, list[pa.RecordBatch]] = defaultdict(list)
     for letter in letters:
-        row = letter.row.select(schema.names)
+        assert not isinstance(letter.letter, DeadLetter)
+        row = letter.letter.select(schema.names)
         by_attempts[letter.attempts].append(pa.RecordBatch.from_arrays(row.columns, schema=schema))
     return [
         (attempts, batch)

@@ -12,6 +12,7 @@ import pyarrow as pa
 from millstream.engine.as_json import as_json
 from millstream.engine.errors import JobError, StoreCorrupt
 from millstream.engine.expression_types import shown_scalar
+from millstream.engine.source import DeadLetter
 from millstream.engine.store.catalog import Query
 from millstream.engine.store.columns import literal
 from millstream.engine.store.instance import insert_arrow
@@ -49,7 +50,8 @@ class Selection:
         source: of the source of this name.
         operator: of the operator of this name or id.
         since: of this epoch and later ones.
-        rows: True: of operators, which are rows; False: of sources, which are bytes.
+        rows: True: of operators, which are rows, and of ``sinks``; False: the others, which are bytes.
+        sinks: the ids of sinks that take messages again which they have put aside.
         marked: whether they are to be replayed.
         after: those that come after this one.
     """
@@ -59,6 +61,7 @@ class Selection:
     operator: str | None = None
     since: int = 0
     rows: bool | None = None
+    sinks: tuple[str, ...] = ()
     marked: bool | None = None
     after: LetterId | None = None
 
@@ -73,7 +76,8 @@ class Selection:
             name = literal(self.operator)
             parts.append(f"(operator = {name} OR (operator IS NOT NULL AND node = {name}))")
         if self.rows is not None:
-            parts.append("operator IS NOT NULL" if self.rows else "operator IS NULL")
+            sinks = "".join(f" OR node = {literal(sink)}" for sink in self.sinks)
+            parts.append(f"{'' if self.rows else 'NOT '}(operator IS NOT NULL{sinks})")
         if self.marked is not None:
             parts.append("replay" if self.marked else "NOT replay")
         if self.after is not None:
@@ -121,8 +125,8 @@ def _rows(letters: NodeLetters) -> Iterator[list[Any]]:
     """The columns of ``dead_letters`` after epoch and number."""
     node, name, subtask, dead = letters.node_id, letters.name, letters.subtask, letters.dead
     if not isinstance(dead, DeadRows):
-        place = [_text(dead.split), _text(dead.position)]
-        yield [name, None, node, subtask, *place, None, None, _text(dead.error), 1, "", None, dead.raw, False]
+        place, error = [_text(dead.split), _text(dead.position)], [None, _text(dead.error)]
+        yield [name, None, node, subtask, *place, None, *error, dead.attempts, "", None, dead.raw, False]
         return
     times = [None] * dead.rows.num_rows if dead.times is None else dead.times
     for index, (fault, time) in enumerate(zip(dead.faults, times, strict=True)):
@@ -206,7 +210,7 @@ class LetterChange(enum.Enum):
 
 
 def change_letters(connection: duckdb.DuckDBPyConnection, selection: Selection, change: LetterChange) -> int:
-    """Mark (only those of operators), unmark or drop dead letters, inside a transaction; return how many."""
+    """Mark (only ``rows``), unmark or drop dead letters, inside a transaction; return how many."""
     match change:
         case LetterChange.MARK:
             statement, selection = "UPDATE dead_letters SET replay = true", replace(selection, rows=True)
@@ -236,15 +240,16 @@ def letters_of(query: Query, selection: Selection, columns: Iterable[str] = (), 
 
 
 def replayable_letters(query: Query, selection: Selection) -> list[MarkedLetter]:
-    """Return dead letters of operators, oldest first, as they are replayed.
+    """Return dead letters of operators and sinks, oldest first, as they are replayed.
 
     Raises:
         StoreCorrupt: the row of one cannot be read.
     """
-    columns = ("epoch", "number", "node", "operator", "attempts", "raw")
-    return [
-        MarkedLetter(
-            LetterId(row["epoch"], row["number"]), row["node"], row["operator"], row["attempts"], unpack_row(row["raw"])
-        )
-        for row in letters_of(query, replace(selection, rows=True), columns).to_pylist()
-    ]
+    columns = ("epoch", "number", "node", "source", "operator", "split", "position", "error", "attempts", "raw")
+    found = []
+    for row in letters_of(query, selection, columns).to_pylist():
+        name, attempts = row["operator"] or row["source"], row["attempts"]
+        message = DeadLetter(name, row["split"], row["position"], row["error"], row["raw"], attempts)
+        letter = unpack_row(row["raw"]) if row["operator"] else message
+        found.append(MarkedLetter(LetterId(row["epoch"], row["number"]), row["node"], name, attempts, letter))
+    return found

@@ -140,18 +140,18 @@ class LetterId:
 
 @dataclass(frozen=True, slots=True)
 class MarkedLetter:
-    """A dead letter of an operator that is to be replayed.
+    """A dead letter of an operator or sink that is to be replayed.
 
     Attributes:
-        name: the operator's name when it put the row aside.
-        row: that row, a batch of one.
+        name: the operator's or sink's name when it put the row or message aside.
+        letter: that row, a batch of one; or the message, as the sink put it aside.
     """
 
     id: LetterId
     node_id: str
     name: str
     attempts: int
-    row: pa.RecordBatch
+    letter: pa.RecordBatch | DeadLetter
 
 
 @dataclass(frozen=True, slots=True)
