@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -16,9 +17,11 @@ from pathlib import Path
 import millstream as ms
 import pytest
 from millstream.engine import failpoints
-from millstream.engine.errors import JobError, JobFailed
+from millstream.engine.errors import JobError, JobFailed, StoreLocked
 from millstream.engine.runtime.coordinator import CheckpointSettings
 from millstream.engine.runtime.run import RunSettings, run_job
+from millstream.engine.store.lock import StoreLock
+from millstream.engine.store.store import CheckpointStore
 
 ROWS = [{"n": n} for n in range(20)]
 
@@ -49,10 +52,40 @@ def test_a_deleted_store_is_noticed(tmp_path: Path) -> None:
     out, store = tmp_path / "out", tmp_path / "job.duckdb"
     job(out).run(store)
     remove_store(store)
-    for _ in range(2):  # the first refusal leaves an empty store behind
+    for _ in range(2):
         with pytest.raises(JobError, match=rf"with the store {store}, which is gone.*append=True"):
             job(out).run(store)
+        assert list(tmp_path.glob("job.duckdb*")) == [], "a store that was made for nothing"
     assert numbers(out) == times(1)
+
+
+def test_a_refusal_leaves_stores_that_were_there(tmp_path: Path) -> None:
+    out, store = tmp_path / "out", tmp_path / "job.duckdb"
+    job(out).run(store)
+    empty = tmp_path / "empty.duckdb"
+    CheckpointStore.open(empty).close()
+    with pytest.raises(JobError, match="starts anew now"):
+        job(out).run(empty)
+    assert empty.exists()
+    fails = ms.Job("fails")
+    fails.read(ms.memory_source(ROWS)).map(lambda row: 1 / 0, schema={"n": int}).write(ms.memory_sink())
+    with pytest.raises(JobFailed):
+        fails.run(tmp_path / "began.duckdb", restarts=0)
+    assert (tmp_path / "began.duckdb").exists()
+
+
+def test_who_waits_for_the_lock_of_a_store_that_is_removed_locks_the_next(tmp_path: Path) -> None:
+    path = tmp_path / "job.duckdb"
+    reader = StoreLock.shared(path)
+    waits = threading.Thread(target=lambda: found.append(StoreLock.exclusive(path)))
+    found: list[StoreLock] = []
+    waits.start()
+    reader.remove()
+    reader.release()
+    waits.join()
+    with pytest.raises(StoreLocked):
+        StoreLock.exclusive(path)
+    found[0].release()
 
 
 def test_another_store_is_told_of_the_first(tmp_path: Path) -> None:

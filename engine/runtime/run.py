@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -191,6 +192,7 @@ class _Run:
         self._sleep = sleep
         self._began = clock.monotonic()
         self._restarts = 0
+        self._begun = False  # rows may have moved
         self._first_restored: int | None = None
         self._status: JobStatus | None = None
 
@@ -199,9 +201,11 @@ class _Run:
         start = self._settings.start_from
         if start is not None:
             begin_from(start, path)
+        made = start is None and not path.exists()
         with ExitStack() as held:
             store = CheckpointStore.open(path)
             held.callback(store.close)
+            held.push(partial(self._remove_if_refused, store if made else None))
             if start is not None:
                 check_begun_from(start, path, store.parent)
             self._inquiries = Inquiries(store, self._clock)
@@ -211,6 +215,14 @@ class _Run:
                 assert isinstance(node.body, Write)
                 held.enter_context(node.body.sink.running(self._context(store, node)))
             return self._restarting(store)
+
+    def _remove_if_refused(
+        self, made: CheckpointStore | None, _kind: type[BaseException] | None, error: BaseException | None, _: object
+    ) -> None:
+        """A store that was made for a job which was then refused would only be in the way."""
+        refused = isinstance(error, MillstreamError) and not isinstance(error, JobFailed) and not error.restartable
+        if made is not None and refused and not self._begun:
+            made.remove()
 
     def _context(self, store: CheckpointStore, node: Node) -> SinkContext:
         """What a sink may know before there is a generation."""
@@ -321,6 +333,7 @@ class _Run:
         epoch: Epoch,
     ) -> JobResult:
         running = builder.build()
+        self._begun = True
         coordinator = Coordinator(
             store=store,
             executor=scheduler.executor,

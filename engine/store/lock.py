@@ -47,6 +47,9 @@ class StoreLock:
                     f"job a store of its own"
                 )
             time.sleep(0.02)
+        if not _is_there(fd, store):
+            os.close(fd)
+            return cls.exclusive(store)
         _sign(fd, store)
         return cls(store, fd)
 
@@ -64,8 +67,15 @@ class StoreLock:
             raise StoreLocked(f"{store} is in use by {holder}: the job is running")
         return cls(store, fd)
 
+    def remove(self) -> None:
+        """Remove the lock file, of a store that is gone; only who holds it exclusively may.
+
+        Whoever has waited for it finds that it has locked a file that is gone, and locks the one that is there.
+        """
+        lock_path(self._store).unlink(missing_ok=True)
+
     def release(self) -> None:
-        """Let go. The lock file stays: removing it would let two processes lock two different files."""
+        """Let go. The lock file stays: others may have it open already."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
@@ -84,6 +94,13 @@ def _open(store: Path) -> int:
         raise StoreError(
             f"cannot open the lock file {path} ({error.strerror}): the store's folder must exist and be writable"
         ) from error
+
+
+def _is_there(fd: int, store: Path) -> bool:
+    """Whether an open lock file is the one beside the store still."""
+    with contextlib.suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(fd), lock_path(store).stat())
+    return False
 
 
 def _try(fd: int, how: int) -> bool:

@@ -59,7 +59,7 @@ from millstream.engine.store.types import (
     StoreFacts,
 )
 from millstream.engine.store.versions import pieces_of
-from millstream.engine.store.witness import Witness, check_witness, read_witness, sync_folder
+from millstream.engine.store.witness import Witness, check_witness, read_witness, sync_folder, witness_path
 
 _T = TypeVar("_T")
 
@@ -102,6 +102,7 @@ class CheckpointStore:
         self._deleted_rows = 0
         self._settled = True
         self._dead = ""
+        self._removed = False
 
     @classmethod
     def open(cls, path: Path) -> CheckpointStore:
@@ -380,8 +381,22 @@ class CheckpointStore:
         """End the queries that are running, with an error; may be called from any thread."""
         self._instance.interrupt()
 
+    def remove(self) -> None:
+        """Close it and remove its files: of a job that was refused before it began, in a store that was made for it."""
+        last = self.facts().last
+        assert last is None, f"{self.path} has checkpoints: {last}"
+        self._instance.close()
+        self._witness.close()
+        for file in (self.path, self.path.with_name(f"{self.path.name}.wal"), witness_path(self.path)):
+            file.unlink(missing_ok=True)
+        self._lock.remove()
+        self._lock.release()
+        self._removed = True
+
     def close(self) -> None:
         """Fold the log, close the file, let go of the lock; the latter also if the former is interrupted."""
+        if self._removed:
+            return
         try:
             if not self._dead and self._log_bytes():
                 self._fold_log()
