@@ -99,9 +99,15 @@ class _ProjectOperator(Operator):
     def __init__(self, exprs: list[Expr], schema: pa.Schema) -> None:
         self._exprs = exprs
         self._schema = schema
+        names = [expr.is_column() for expr in exprs]
+        self._only_names = None if None in names else names
 
     def process(self, batch: pa.RecordBatch, out: Output) -> None:
-        out.emit(pa.RecordBatch.from_arrays(evaluate_all(self._exprs, batch), schema=self._schema))
+        if self._only_names is not None:
+            columns = [batch.column(name) for name in self._only_names]
+        else:
+            columns = evaluate_all(self._exprs, batch)
+        out.emit(pa.RecordBatch.from_arrays(columns, schema=self._schema))
 
 
 @dataclass(frozen=True, eq=False)

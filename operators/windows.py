@@ -112,6 +112,11 @@ class TumblingWindow(OneWindow):
         [0, 0, 10, -10]
         """
         check_range(times, self.size + self.offset, self.size)
+        if len(times):
+            # Mostly a batch is of one or two windows: comparing is half the work of dividing.
+            first, last = floored(np.array([times.min(), times.max()]), self.size, self.offset)
+            if last - first <= self.size:
+                return np.where(times < last, first, last)
         return floored(times, self.size, self.offset)
 
     def ends(self, starts: Ints) -> Ints:

@@ -79,6 +79,7 @@ def test_integers_of_every_width(op: Callable[[Any, Any], Any], type: pa.DataTyp
 @few
 @given(column=st.lists(st.none() | ints, min_size=1, max_size=12), number=ints)
 @example(column=[MIN, None], number=-1)
+@example(column=[7, MAX, 0], number=3)
 @example(column=[None], number=0)
 def test_integers_with_a_literal(op: Callable[[Any, Any], Any], column: list[Any], number: int) -> None:
     arrays = {"a": pa.array(column, pa.int64())}

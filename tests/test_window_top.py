@@ -41,6 +41,20 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
 RANKS = st.lists(st.tuples(st.sampled_from("ifsn"), st.booleans()), min_size=1, max_size=3, unique_by=lambda by: by[0])
 
 
+@given(
+    times=st.lists(st.integers(-30, 30), min_size=1, max_size=8),
+    far=st.sampled_from([0, -(2**60), 2**60]),
+    size=st.integers(1, 20),
+    data=st.data(),
+)
+def test_a_window_starts_at_the_last_multiple_of_its_size(
+    times: list[int], far: int, size: int, data: st.DataObject
+) -> None:
+    offset = data.draw(st.integers(0, size - 1))
+    starts = TumblingWindow(size, offset).assign(np.array(times) + far).tolist()
+    assert starts == [(time + far - offset) // size * size + offset for time in times]
+
+
 @st.composite
 def streams(draw: st.DrawFn) -> list[Step]:
     """Batches of random rows, with watermarks, barriers and restarts in between."""
