@@ -150,7 +150,7 @@ class ParquetReader(SplitReader):
             if batch is None:
                 return
             if skip < batch.num_rows:
-                yield self._as_promised(batch.slice(skip))
+                yield self._as_promised(batch.slice(skip) if skip else batch)
             skip = max(0, skip - batch.num_rows)
 
     def _as_promised(self, batch: pa.RecordBatch) -> pa.RecordBatch:

@@ -257,5 +257,6 @@ def _slots_of(index: KeyIndex, keys: Sequence[pa.Array], starts: Ints, unknown: 
         in_first = starts == first
         if bool((in_first | (starts == last)).all()):
             of_first, of_last = index.slots([pa.array([first, last])])
-            return np.where(in_first, of_first, of_last)
+            slots: Ints = np.where(in_first, of_first, of_last)
+            return slots
     return index.slots([*keys, pa.array(starts, mask=unknown)])

@@ -116,7 +116,8 @@ class TumblingWindow(OneWindow):
             # Mostly a batch is of one or two windows: comparing is half the work of dividing.
             first, last = floored(np.array([times.min(), times.max()]), self.size, self.offset)
             if last - first <= self.size:
-                return np.where(times < last, first, last)
+                starts: Ints = np.where(times < last, first, last)
+                return starts
         return floored(times, self.size, self.offset)
 
     def ends(self, starts: Ints) -> Ints:
