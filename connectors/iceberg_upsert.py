@@ -36,8 +36,9 @@ def upsert(
         properties: for the summary of the snapshot.
     """
     stay = _unweighted(rows)
-    changed = [(task.file, left) for task, left in _without(table, rows.select(list(keys)))]
-    if not changed:
+    changed = _without(table, rows.select(list(keys)))
+    first = next(changed, None)
+    if first is None:
         transaction.append(stay, snapshot_properties=dict(properties))
         return
     from pyiceberg.expressions import AlwaysTrue
@@ -45,8 +46,8 @@ def upsert(
     with transaction.update_snapshot(snapshot_properties=dict(properties)).overwrite() as snapshot:
         snapshot.delete_by_predicate(AlwaysTrue())  # look for the files in all manifests
         numbers = itertools.count(0)
-        for file, left in changed:
-            snapshot.delete_data_file(file)
+        for task, left in itertools.chain([first], changed):
+            snapshot.delete_data_file(task.file)
             for written in _written(table, left, snapshot.commit_uuid, numbers):
                 snapshot.append_data_file(written)
         for written in _written(table, stay, snapshot.commit_uuid, numbers):
@@ -65,17 +66,15 @@ def _without(table: Table, keys: pa.Table) -> Iterator[tuple[FileScanTask, pa.Ta
         there = _read(table, task, keys.schema.names)
         left = _others(there, keys)
         if len(left) < there.num_rows:
-            yield (
-                task,
-                _read(table, task, ()).take(pa.array(left)) if len(left) else table.schema().as_arrow().empty_table(),
-            )
+            whole = _read(table, task, ()) if len(left) else table.schema().as_arrow().empty_table()
+            yield task, whole.take(left)
 
 
-def _others(there: pa.Table, keys: pa.Table) -> Any:
+def _others(there: pa.Table, keys: pa.Table) -> pa.ChunkedArray:
     """Return the positions of the rows that have none of the keys, ascending."""
     ranked = there.append_column(_RANK, pa.array(np.arange(there.num_rows)))
     left = ranked.join(keys.cast(there.schema), keys.schema.names, join_type="left anti", use_threads=False)
-    return np.sort(left[_RANK].to_numpy())
+    return left.sort_by(_RANK)[_RANK]
 
 
 def _read(table: Table, task: FileScanTask, columns: Sequence[str]) -> pa.Table:

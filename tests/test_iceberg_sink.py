@@ -110,7 +110,8 @@ def test_each_epoch_is_one_snapshot_which_readers_see_whole(tmp_path: Path) -> N
         write(tmp_path, [ROWS], restored=2, partition_by="id")
 
 
-def test_other_columns_are_null_and_narrow_types_go_into_wide_ones(tmp_path: Path) -> None:
+@pytest.mark.parametrize("key", [None, "id"])
+def test_other_columns_are_null_and_narrow_types_go_into_wide_ones(key: str | None, tmp_path: Path) -> None:
     catalog = catalog_of(tmp_path)
     catalog.create_namespace("shop")
     schema = pa.schema([("note", pa.string()), ("id", pa.int64()), ("x", pa.float64()), ("d", pa.decimal128(20, 2))])
@@ -118,7 +119,7 @@ def test_other_columns_are_null_and_narrow_types_go_into_wide_ones(tmp_path: Pat
     batch = pa.record_batch(
         {"d": pa.array([7], pa.int16()), "x": pa.array([0.5], pa.float32()), "id": pa.array([1], pa.uint16())}
     )
-    write(tmp_path, [batch], create=False)
+    write(tmp_path, [batch] * (2 if key else 1), create=False, key=key)
     assert seen(tmp_path) == [{"note": None, "id": 1, "x": 0.5, "d": 7}]
 
 
