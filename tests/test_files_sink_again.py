@@ -76,12 +76,11 @@ def test_a_refusal_leaves_stores_that_were_there(tmp_path: Path) -> None:
 
 def test_who_waits_for_the_lock_of_a_store_that_is_removed_locks_the_next(tmp_path: Path) -> None:
     path = tmp_path / "job.duckdb"
-    reader = StoreLock.shared(path)
+    first = StoreLock.shared(path)  # for one that is exclusive nobody waits
     waits = threading.Thread(target=lambda: found.append(StoreLock.exclusive(path)))
     found: list[StoreLock] = []
     waits.start()
-    reader.remove()
-    reader.release()
+    first.remove()
     waits.join()
     with pytest.raises(StoreLocked):
         StoreLock.exclusive(path)

@@ -68,11 +68,12 @@ class StoreLock:
         return cls(store, fd)
 
     def remove(self) -> None:
-        """Remove the lock file, of a store that is gone; only who holds it exclusively may.
+        """Remove the lock file, of a store that is gone, and let go; only who holds it exclusively may.
 
         Whoever has waited for it finds that it has locked a file that is gone, and locks the one that is there.
         """
         lock_path(self._store).unlink(missing_ok=True)
+        self.release()
 
     def release(self) -> None:
         """Let go. The lock file stays: others may have it open already."""

@@ -383,14 +383,12 @@ class CheckpointStore:
 
     def remove(self) -> None:
         """Close it and remove its files: of a job that was refused before it began, in a store that was made for it."""
-        last = self.facts().last
-        assert last is None, f"{self.path} has checkpoints: {last}"
+        assert (last := self.facts().last) is None, f"{self.path} has checkpoints: {last}"
         self._instance.close()
         self._witness.close()
         for file in (self.path, self.path.with_name(f"{self.path.name}.wal"), witness_path(self.path)):
             file.unlink(missing_ok=True)
         self._lock.remove()
-        self._lock.release()
         self._removed = True
 
     def close(self) -> None:
