@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from millstream.connectors.file_formats import json_lines
 from millstream.engine.errors import DataError
 from millstream.engine.sink import Committable, SinkContext, SinkWriter
-from millstream.engine.source import DeadLetter
+from millstream.engine.source import LONGEST_TEXT, DeadLetter
 
 _PIECE: Final = 2 << 20
 """Bytes of messages in one committable, or one message if it has more."""
@@ -136,7 +136,17 @@ def put_aside(message: Message, sink: str, refusal: str) -> DeadLetter:
 
 
 def _place(letter: DeadLetter) -> tuple[int, str]:
-    """Return the order (0 if it had none) and the key of a message that was put aside."""
+    """Return the order (0 if it had none) and the key of a message that was put aside.
+
+    Raises:
+        DataError: the key was too long to be kept.
+    """
+    if len(letter.position) > LONGEST_TEXT:
+        raise DataError(
+            f"{letter.source}: the key of {letter.position[:60]}... is too long to have been kept, so the message "
+            "cannot be sent again under it: take the mark off with millstream deadletters replay --undo, export the "
+            "letter and send it yourself"
+        )
     place, _, key = letter.position.partition(", key ")
     _, _, order = place.partition(", order ")
     return int(order or 0), key

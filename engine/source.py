@@ -6,7 +6,7 @@ import enum
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import pyarrow as pa
 from millstream.engine.expression import Expr
@@ -57,6 +57,10 @@ class Chunk:
     batch: pa.RecordBatch
     rows_read: int
     max_time: int | None = None
+
+
+LONGEST_TEXT: Final = 4_000
+"""So many characters of each text of a dead letter are kept; one that is longer is cut, and ends in three dots."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,9 +17,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from millstream.connectors.http_outbox import Message, OutboxWriter, put_aside, unpacked
 from millstream.engine import failpoints
+from millstream.engine.errors import DataError
 from millstream.engine.failpoints import ENVIRONMENT
 from millstream.engine.runtime.letters import replaying_sinks
 from millstream.engine.sink import SinkContext
+from millstream.engine.source import DeadLetter
 from millstream.engine.store.letters import LetterChange, Selection
 from millstream.engine.store.reader import StoreReader
 from millstream.engine.store.store import CheckpointStore
@@ -160,6 +162,15 @@ def test_what_is_put_aside_comes_back_as_it_was(made: list[tuple[bytes, str]], o
     assert [(m.body, m.key, m.order, m.attempts) for m in again] == [(m.body, m.key, m.order, 2) for m in given_]
     assert [m.place for m in (*again, new)] == [(8, 2, n) for n in range(len(made) + 1)]
     assert (new.body, new.attempts) == (b'{"n":9}', 1)
+
+
+def test_a_key_that_was_too_long_to_be_kept_is_not_made_up() -> None:
+    writer = OutboxWriter("hook", "n", None, CONTEXT)
+    writer.replay(
+        [DeadLetter("hook", "epoch 1, subtask 0", f"message 0, key {'k' * 4_000}"[:4_000] + "...", "no", b"1")]
+    )
+    with pytest.raises(DataError, match=r"hook: the key of message 0, key kkk.* too long .*--undo"):
+        writer.prepare(2, final=False)
 
 
 CONTEXT = SinkContext("job", "j1", "s1", generation=1, subtask=2, parallelism=3)

@@ -12,15 +12,12 @@ import pyarrow as pa
 from millstream.engine.as_json import as_json
 from millstream.engine.errors import JobError, StoreCorrupt
 from millstream.engine.expression_types import shown_scalar
-from millstream.engine.source import DeadLetter
+from millstream.engine.source import LONGEST_TEXT, DeadLetter
 from millstream.engine.store.catalog import Query
 from millstream.engine.store.columns import literal
 from millstream.engine.store.instance import insert_arrow
 from millstream.engine.store.schema import DEAD_LETTERS, rows_to_arrow
 from millstream.engine.store.types import DeadRows, LetterId, MarkedLetter, NodeLetters
-
-_LONGEST: Final = 4_000
-"""So much of a message is kept."""
 
 _MOST_IDS: Final = 1_000
 """So many ids go into one statement."""
@@ -145,7 +142,7 @@ def _rows(letters: NodeLetters) -> Iterator[list[Any]]:
 
 def _text(text: str) -> str:
     """Text that can be stored: a name of a file, or a message, may hold what is no Unicode."""
-    shown = text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
+    shown = text if len(text) <= LONGEST_TEXT else f"{text[:LONGEST_TEXT]}..."
     return shown.encode(errors="backslashreplace").decode()
 
 
