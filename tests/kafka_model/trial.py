@@ -254,8 +254,11 @@ def virtual(world: World, patches: Mapping[str, Any]) -> Iterator[None]:
     clock = SimpleNamespace(monotonic=lambda: world.now, sleep=world.sleep)
     connectors = "millstream.connectors."
     own = {
-        **{f"{connectors}kafka_{module}.time": clock for module in ("connection", "producers", "progress", "sending")},
-        f"{connectors}kafka_connection.random": world.draw,
+        **{
+            f"{connectors}{module}.time": clock
+            for module in ("patience", "kafka_producers", "kafka_progress", "kafka_sending")
+        },
+        f"{connectors}patience.random": world.draw,
         f"{connectors}kafka_producers.threading": SimpleNamespace(Thread=thread),
         f"{connectors}kafka_producers.Future": lambda: Later(world),
         "millstream.engine.failpoints._armed": {"": None},
