@@ -102,9 +102,9 @@ def test_values_that_were_replaced_are_given_back() -> None:
 
 
 def test_types_that_cannot_be_kept_or_ordered_are_refused() -> None:
-    schema = pa.schema({"m": pa.map_(pa.string(), pa.int64()), "v": pa.list_(pa.int64())})
+    schema = pa.schema({"m": pa.decimal256(50), "v": pa.list_(pa.int64())})
     with pytest.raises(SchemaError, match=r"by= of arg_min\(v, v\) has type list.*expected a number"):
         arg_min("v", by="v").type_in(schema)
-    with pytest.raises(SchemaError, match=r"last\(m\): state cannot hold values of type map.*use numbers"):
+    with pytest.raises(SchemaError, match=r"last\(m\): state cannot hold values of type decimal256.*use numbers"):
         agg.last("m").type_in(schema)
     assert arg_min("a", "b").identity() == "arg_min(a, b)" != arg_min("b", "a").identity()

@@ -89,7 +89,7 @@ class Place:
     def check_that_nobody_sees(self, secret: str, end: End) -> None:
         assert secret not in end.log + end.outcome
         files = [file for file in self.folder.iterdir() if file.is_file()]
-        assert "job.duckdb" in {file.name for file in files}
+        assert {"job.py", "run.log"} <= {file.name for file in files}
         assert not [file for file in files if secret.encode() in file.read_bytes()]
 
 
