@@ -247,12 +247,12 @@ def test_closing_waits_for_nobody_who_reads_the_marker_ahead_and_leaves_no_conne
     topic = kafka.create("t")
     began, may_go_on = threading.Event(), threading.Event()
     read_to_the_end = Progress._read_to_the_end
-    before = connections()
+    before, others = connections(), set(threading.enumerate())
     sink = ms.kafka_sink(kafka.address, topic)
     committer, writer = sink.committer(ROWS.schema, CONTEXT), sink.writer(ROWS.schema, CONTEXT)
     writer.write(ROWS)
     committer.commit(1, writer.prepare(1, False))
-    until(lambda: not [t for t in threading.enumerate() if t.name == "millstream-kafka-producer"])
+    until(lambda: "millstream-kafka-producer" not in {t.name for t in set(threading.enumerate()) - others})
 
     def read(progress: Progress, consumer: Any) -> Any:
         began.set()
