@@ -221,7 +221,8 @@ class _Run:
     ) -> None:
         """A store that was made for a job which was then refused would only be in the way."""
         refused = isinstance(error, MillstreamError) and not isinstance(error, JobFailed) and not error.restartable
-        if made is not None and refused and not self._begun:
+        # Another process may have made it, too, and have been quicker.
+        if made is not None and refused and not self._begun and made.facts().last is None:
             made.remove()
 
     def _context(self, store: CheckpointStore, node: Node) -> SinkContext:
