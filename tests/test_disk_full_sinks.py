@@ -127,7 +127,7 @@ _slow = pytest.mark.slow
     ("sink", "sizes"),
     [
         ("duckdb", ["700k", "400m"]),
-        ("delta", ["250k", "400m"]),
+        pytest.param("delta", ["250k", "400m"], marks=_slow),
         pytest.param("iceberg", ["250k", "400m"], marks=_slow),
         *(pytest.param(sink, grown(16, 12_000, 1.35), marks=_slow) for sink in SINKS),
     ],
@@ -208,7 +208,7 @@ finally:
 @pytest.mark.parametrize(
     ("key", "sizes"),
     [
-        ("n", ["900k", "400m"]),
+        pytest.param("n", ["900k", "400m"], marks=_slow),
         pytest.param("", grown(300, 8_000, 1.3), marks=_slow),
         pytest.param("n", grown(300, 12_000, 1.3), marks=_slow),
     ],

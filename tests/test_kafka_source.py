@@ -70,6 +70,7 @@ class PatientReader(SplitReader):
         return got
 
 
+@pytest.mark.slow
 def test_it_keeps_the_contract_of_sources_where_offsets_have_gaps(kafka: Broker) -> None:
     topic = kafka.create("gaps", retention_ms=-1)
     at = 1_767_225_600_000

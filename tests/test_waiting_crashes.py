@@ -96,7 +96,9 @@ def check_sessions(rows: list[dict[str, Any]]) -> None:
     assert sorted((row["first"], row["rows"]) for row in rows) == expected
 
 
-@pytest.mark.parametrize("point", ["store.before_commit=kill@6", "subtask.snapshot=kill@25"])
+@pytest.mark.parametrize(
+    "point", ["store.before_commit=kill@6", pytest.param("subtask.snapshot=kill@25", marks=pytest.mark.slow)]
+)
 def test_a_process_killed_again_and_again(point: str, tmp_path: Path) -> None:
     (tmp_path / "job.py").write_text(JOB)
     with Nursery() as nursery:

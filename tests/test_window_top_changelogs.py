@@ -262,7 +262,7 @@ def expected(count: int) -> Counter[Any]:
     return found
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 12))])
 def test_a_seed(seed: int, tmp_path: Path) -> None:
     out, early = ms.memory_sink("out"), ms.memory_sink("early")
 
