@@ -74,7 +74,14 @@ from pyiceberg.catalog import load_catalog
 found = zip(load_catalog("default", **{CATALOG}).load_table("a.words").scan().to_arrow()["n"].to_pylist())
 """,
 }
-READER = "import json, os\nout = os.environ['OUT']\n{}\njson.dump([n for n, in found], open('read.json', 'w'))\n"
+READER = """
+import json, os
+out = os.environ["OUT"]
+{}
+with open("read.json", "w") as file:
+    json.dump([n for n, in found], file)
+os._exit(0)  # threads of Arrow that still read may abort a Python that ends
+"""
 
 
 def run_on_growing_disks(folder: Path, sink: str, sizes: Sequence[str], rows: int, reader: str = "") -> list[Path]:
