@@ -79,7 +79,8 @@ class RegistryServer:
         settings = {
             "QUARKUS_HTTP_HOST": "127.0.0.1",
             "QUARKUS_HTTP_PORT": str(self._port),
-            "REGISTRY_DATASOURCE_URL": f"jdbc:h2:file:{self._folder / 'data'}",
+            # Without a delay: otherwise what was registered just before it is killed is gone.
+            "REGISTRY_DATASOURCE_URL": f"jdbc:h2:file:{self._folder / 'data'};WRITE_DELAY=0",
         }
         with (self._folder / "registry.log").open("ab") as log:
             self._process = subprocess.Popen(
